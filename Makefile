@@ -1,0 +1,96 @@
+# The targets are listed by `make help`. All but `gpu` install what they need into $(VENV) first.
+
+VENV ?= .venv
+PYTEST_ARGS ?=
+ARGS ?=
+# Another index for PyTorch alone, for example
+# make demo TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
+TORCH_INDEX_URL ?=
+
+# The first interpreter that is new enough; python3 when none is, so that the check below names it.
+ifndef PYTHON
+PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && break; \
+	done; echo $$p)
+endif
+
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --no-input
+TORCH_STAMP := $(VENV)/.streamadapt-torch
+DEMO_STAMP := $(VENV)/.streamadapt-demo
+DEV_STAMP := $(VENV)/.streamadapt-dev
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test check lint bench gpu clean interpreter
+
+help:
+	@echo 'make demo    the demo: a camera in fog and at night, frozen beside adapted (under 60 s)'
+	@echo 'make test    every test'
+	@echo 'make check   format, lint, types and the fast tests'
+	@echo 'make bench   the benchmarks; tables on stdout, JSON in benchmarks/results/'
+	@echo 'make gpu     kernel tests and overhead on a GPU, with the PyTorch that PYTHON has'
+	@echo 'make clean   removes caches and build outputs; $(VENV) stays'
+	@echo
+	@echo 'Variables: PYTHON (now $(PYTHON))   the interpreter, 3.11 or newer'
+	@echo '           VENV=$(VENV)   where the virtual environment is made'
+	@echo '           TORCH_INDEX_URL=URL   where PyTorch comes from, for example a CPU-only index'
+	@echo '           ARGS, PYTEST_ARGS   passed to the demo, to pytest'
+
+demo: $(DEMO_STAMP)
+	$(VENV)/bin/streamadapt demo $(ARGS)
+
+test: $(DEV_STAMP)
+	$(VENV)/bin/python -m pytest -q $(PYTEST_ARGS)
+
+check: lint
+	$(VENV)/bin/python -m pytest -q -m 'not slow and not realdata' $(PYTEST_ARGS)
+
+lint: $(DEV_STAMP)
+	$(VENV)/bin/python -m ruff format --check
+	$(VENV)/bin/python -m ruff check
+	$(VENV)/bin/python -m mypy
+
+bench: $(DEV_STAMP)
+	$(VENV)/bin/python -m benchmarks.overhead
+	$(VENV)/bin/python -m benchmarks.adaptation
+
+gpu:
+	@$(PYTHON) -c 'import torch' 2>/dev/null || { \
+		echo 'make gpu: $(PYTHON) has no PyTorch. Choose an interpreter that has: make gpu PYTHON=...' >&2; \
+		exit 1; }
+	@$(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { \
+		echo 'make gpu: the PyTorch of $(PYTHON) sees no CUDA device (torch.cuda.is_available() is False).' >&2; \
+		exit 1; }
+	PYTHONPATH=. $(PYTHON) -m pytest tests/kernels -q $(PYTEST_ARGS)
+	PYTHONPATH=. $(PYTHON) -m benchmarks.overhead --device cuda --output benchmarks/results/overhead-gpu.json
+
+# For scripts: the interpreter that the other targets would use.
+interpreter:
+	@echo '$(PYTHON)'
+
+clean:
+	rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -f streamadapt-demo.html streamadapt-demo.json
+	find benchmarks examples streamadapt tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+# PyTorch comes in a step of its own, since it may come from an index of its own. Such an index has
+# few versions of other packages: PyTorch's dependencies then come with the package, in the next step.
+$(TORCH_STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo 'streamadapt needs Python 3.11 or newer; $(PYTHON) is older or missing. Install one (Debian: apt-get install python3.11-venv) or choose one: make PYTHON=...' >&2; \
+		exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		v=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+		echo "$(PYTHON) cannot make virtual environments: ensurepip or venv is missing. Install it (Debian: apt-get install python$$v-venv) or choose another: make PYTHON=..." >&2; \
+		exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -q -c constraints.txt $(if $(TORCH_INDEX_URL),--no-deps --index-url $(TORCH_INDEX_URL)) torch
+	@touch $@
+
+$(DEMO_STAMP): $(TORCH_STAMP)
+	$(PIP) install -q -c constraints.txt -e '.[replay]'
+	@touch $@
+
+$(DEV_STAMP): $(TORCH_STAMP)
+	$(PIP) install -q -c constraints.txt -e '.[dev]'
+	@touch $@

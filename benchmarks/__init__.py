@@ -1,0 +1,1 @@
+"""Measurements of streamadapt, and the scripts that made its shipped assets."""

@@ -1,0 +1,41 @@
+"""Online test-time adaptation for deployed PyTorch vision models."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from streamadapt import drift, errors, estimators, events
+from streamadapt.moments import Moments
+from streamadapt.offline import adabn
+from streamadapt.processor import StreamProcessor
+
+try:
+    __version__ = version("streamadapt")
+except PackageNotFoundError:  # run from a checkout that is not installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "Moments",
+    "StreamProcessor",
+    "__version__",
+    "adabn",
+    "drift",
+    "errors",
+    "estimators",
+    "events",
+    "instrumentation",
+    "replay",
+    "testing",
+]
+_LAZY = ("instrumentation", "replay", "testing")
+
+
+def __getattr__(name: str) -> object:
+    """Load the outer rooms on first use: they bring Prometheus, Pillow and the like."""
+    if name in _LAZY:
+        import importlib
+
+        return importlib.import_module(f"streamadapt.{name}")
+    raise AttributeError(f"module 'streamadapt' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,346 @@
+"""All BatchNorm statistics of a model, for every stream, in one flat tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from streamadapt.moments import Moments
+
+ALIGNMENT_CHANNELS = 32  # 128 bytes of fp32: every slice starts on a cache line and a DRAM sector
+
+
+@dataclass(frozen=True)
+class LayerSlice:
+    """Where one layer's channels lie in the bank."""
+
+    name: str
+    start: int
+    channels: int
+    eps: float
+
+    @property
+    def stop(self) -> int:
+        """One past the layer's last channel (padding not included)."""
+        return self.start + self.channels
+
+    @property
+    def span(self) -> slice:
+        """The layer's channels as a slice of the channel dimension."""
+        return slice(self.start, self.stop)
+
+
+class BankLayout:
+    """The order, place and eps of every layer, shared by everything that indexes the bank.
+
+    Args:
+        layers: `(name, channels, eps)` in execution or registration order.
+    """
+
+    def __init__(self, layers: Sequence[tuple[str, int, float]]) -> None:
+        placed, start = [], 0
+        for name, channels, eps in layers:
+            placed.append(LayerSlice(name, start, channels, eps))
+            start += -(-channels // ALIGNMENT_CHANNELS) * ALIGNMENT_CHANNELS
+        self.layers = tuple(placed)
+        self.padded_channels = start
+        self.channels = sum(layer.channels for layer in placed)
+        starts = [layer.start for layer in placed]
+        widths = [b - a for a, b in pairwise([*starts, start])]
+        with torch.inference_mode(False):
+            self._starts = torch.tensor(starts, dtype=torch.long)
+            self._layer_of = torch.repeat_interleave(
+                torch.arange(len(placed)), torch.tensor(widths, dtype=torch.long)
+            )
+            self._eps = torch.cat(
+                [
+                    torch.full((width,), layer.eps, dtype=torch.float64)
+                    for layer, width in zip(placed, widths, strict=True)
+                ]
+            )
+            real = torch.zeros(start, dtype=torch.float64)
+            for layer in placed:
+                real[layer.span] = 1.0 / layer.channels
+            self._share = real
+
+    def to(self, device: torch.device) -> None:
+        """Move the index tensors; a no-op when they are already there."""
+        self._starts = self._starts.to(device)
+        self._layer_of = self._layer_of.to(device)
+        self._eps = self._eps.to(device)
+        self._share = self._share.to(device)
+
+    @property
+    def eps(self) -> Tensor:
+        """`[padded channels]`, float64."""
+        return self._eps
+
+    def per_channel(self, per_layer: Tensor) -> Tensor:
+        """Spread `[..., layers]` to `[..., padded channels]`."""
+        return per_layer.index_select(-1, self._layer_of)
+
+    def per_layer(self, per_channel: Tensor) -> Tensor:
+        """Pick one value a layer from `[..., padded channels]` that is constant in each layer."""
+        return per_channel.index_select(-1, self._starts)
+
+    def mean_per_layer(self, per_channel: Tensor) -> Tensor:
+        """Average `[..., padded channels]` over each layer's channels; padding has weight zero."""
+        shape = (*per_channel.shape[:-1], len(self.layers))
+        out = torch.zeros(shape, dtype=per_channel.dtype, device=per_channel.device)
+        weighted = per_channel * self._share.to(per_channel.dtype)
+        return out.index_add_(-1, self._layer_of, weighted)
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """What an estimator knows of some rows: float64, `[rows, channels]` unless said.
+
+    Attributes:
+        moments: the current estimate; `count` is the number of positions it rests on.
+        source: the deployed model's statistics, `[channels]` tensors.
+        frames: `[rows, 1]`, frames accepted so far.
+        updates: `[rows, 1]`, commits so far.
+        scalars: the estimator's own values, each `[rows, 1]`.
+    """
+
+    moments: Moments
+    source: Moments
+    frames: Tensor
+    updates: Tensor
+    scalars: Mapping[str, Tensor]
+
+    def advance(self, moments: Moments, **scalars: Tensor) -> State:
+        """The state after a step: new moments, and new values of the named scalars."""
+        return replace(self, moments=moments, scalars={**self.scalars, **scalars})
+
+
+@dataclass(frozen=True, eq=False)
+class RowState:
+    """A compact, detached copy of some rows: what a snapshot holds."""
+
+    data: Tensor
+    counts: Tensor
+    frames: Tensor
+    updates: Tensor
+    scalars: Tensor
+
+    def take(self, rows: Sequence[int]) -> RowState:
+        """Some of its rows, in the given order."""
+        index = torch.as_tensor(list(rows), dtype=torch.long, device=self.data.device)
+        parts = (self.data, self.counts, self.frames, self.updates, self.scalars)
+        return RowState(*(part.index_select(0, index) for part in parts))
+
+    def __repr__(self) -> str:
+        rows, fields, channels = self.data.shape
+        return f"RowState(rows={rows}, fields={fields}, channels={channels})"
+
+
+class StatisticsBank:
+    """One row of statistics a stream, in one fp32 tensor `[rows, fields, channels]`.
+
+    Fields are mean and variance, and with `compensated` the low-order halves of both, so that a
+    row holds 48 bits of mantissa and a cumulative estimate does not stall after millions of
+    frames. Counts of positions (float64, exact to 2**53), frame and update counters (int64) and
+    estimator scalars (float64) lie beside the tensor and belong to the same transaction.
+
+    Its tensors are ordinary tensors, whatever grad or inference mode it is made or used in, and
+    keep their addresses for life, except when the bank moves to another device.
+
+    Args:
+        layout: where each layer's channels lie.
+        rows: how many streams it can hold.
+        source: the deployed model's mean and variance, one pair a layer, any float dtype.
+        device: where it lives.
+        compensated: keep the low-order halves.
+        scalars: names and initial values of the estimator's scalars.
+    """
+
+    def __init__(
+        self,
+        layout: BankLayout,
+        *,
+        rows: int,
+        source: Sequence[tuple[Tensor, Tensor]],
+        device: torch.device,
+        compensated: bool = False,
+        scalars: Mapping[str, float] | None = None,
+    ) -> None:
+        self.layout = layout
+        self.rows = rows
+        self.compensated = compensated
+        self.scalar_names = tuple(scalars or ())
+        self._initial_scalars = tuple((scalars or {}).values())
+        fields, layers = (4 if compensated else 2), len(layout.layers)
+        with torch.inference_mode(False), torch.no_grad():
+            layout.to(device)
+            shape = (rows, fields, layout.padded_channels)
+            self.data = torch.zeros(shape, device=device)
+            self.source = torch.zeros(2, layout.padded_channels, device=device)
+            self.source[1] = 1.0
+            self.counts = torch.zeros(rows, layers, dtype=torch.float64, device=device)
+            self.frames = torch.zeros(rows, dtype=torch.int64, device=device)
+            self.updates = torch.zeros(rows, dtype=torch.int64, device=device)
+            self.scalars = torch.zeros(
+                rows, len(self.scalar_names), dtype=torch.float64, device=device
+            )
+            self.set_source(source)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the bank lives."""
+        return self.data.device
+
+    @property
+    def bytes_per_row(self) -> int:
+        """Bytes of state that one stream costs."""
+        parts = (self.data, self.counts, self.frames, self.updates, self.scalars)
+        return sum(part.element_size() * part[0].numel() for part in parts)
+
+    def set_source(self, source: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Replace the source statistics and put every row back on them."""
+        with torch.inference_mode(False), torch.no_grad():
+            for layer, (mean, var) in zip(self.layout.layers, source, strict=True):
+                self.source[0, layer.span] = mean.to(self.source)
+                self.source[1, layer.span] = var.to(self.source)
+            self.reset(range(self.rows))
+
+    def reset(self, rows: Sequence[int] | range) -> None:
+        """Put rows back on the source, with all counters at their start."""
+        with torch.inference_mode(False), torch.no_grad():
+            index = self._index(rows)
+            fresh = torch.zeros_like(self.data[0])
+            fresh[:2] = self.source
+            self.data[index] = fresh
+            self.counts[index] = 0.0
+            self.frames[index] = 0
+            self.updates[index] = 0
+            for column, value in enumerate(self._initial_scalars):
+                self.scalars[index, column] = value
+
+    def views(self, row: int) -> list[tuple[Tensor, Tensor]]:
+        """Mean and variance of one row, a pair a layer, that share the bank's memory."""
+        with torch.inference_mode(False), torch.no_grad():
+            return [
+                (self.data[row, 0, layer.span], self.data[row, 1, layer.span])
+                for layer in self.layout.layers
+            ]
+
+    def read(self, rows: Sequence[int], span: slice | None = None) -> State:
+        """The state of rows, in float64; `span` restricts it to some channels.
+
+        Shapes: `[len(rows), channels]`, with all padded channels when `span` is None.
+        """
+        span = slice(0, self.layout.padded_channels) if span is None else span
+        index = self._index(rows)
+        data = self.data[index][:, :, span].double()
+        mean, var = data[:, 0], data[:, 1]
+        if self.compensated:
+            mean, var = mean + data[:, 2], var + data[:, 3]
+        count = self.layout.per_channel(self.counts[index])[:, span]
+        source = self.source[:, span].double()
+        scalars = self.scalars[index]
+        return State(
+            moments=Moments(count, mean, var),
+            source=Moments(torch.zeros_like(source[0]), source[0], source[1]),
+            frames=self.frames[index].double().unsqueeze(1),
+            updates=self.updates[index].double().unsqueeze(1),
+            scalars={
+                name: scalars[:, column : column + 1]
+                for column, name in enumerate(self.scalar_names)
+            },
+        )
+
+    def commit(
+        self, rows: Sequence[int], new: State, batch: Moments, frames: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Write a step's result for rows: every layer of a row, or none of it.
+
+        A row is left as it is when no frame of it was accepted, or when any of its new values is
+        not a finite fp32 number with a variance of at least zero. A layer that was not executed
+        (`batch.count == 0`) keeps its values while its row is committed. Decided on the device,
+        without a branch.
+
+        Args:
+            rows: which rows, each at most once.
+            new: the estimator's proposal, all padded channels.
+            batch: what was observed, `[rows, padded channels]`.
+            frames: `[rows, 1]` float64, accepted frames of each row in this step.
+
+        Returns:
+            Two bool tensors `[rows]`: the rows that were committed, and those whose proposal was
+            refused because it was not finite.
+        """
+        index = self._index(rows)
+        old = self.data[index]
+        seen = batch.count > 0
+        mean, var = new.moments.mean, new.moments.var.clamp(min=0.0)
+        high = torch.stack([mean, var], dim=1).float()
+        fields = [high]
+        if self.compensated:
+            fields.append((torch.stack([mean, var], dim=1) - high.double()).float())
+        proposal = torch.where(seen.unsqueeze(1), torch.cat(fields, dim=1), old)
+        finite = torch.isfinite(proposal).flatten(1).all(dim=1)
+        present = frames[:, 0] > 0
+        accepted = finite & present
+        column = accepted.unsqueeze(1)
+        counts = self.layout.per_layer(torch.where(seen, new.moments.count, 0.0))
+        kept = self.layout.per_layer(seen)
+        old_counts = self.counts[index]
+        self.counts[index] = torch.where(column & kept, counts, old_counts)
+        self.frames[index] += torch.where(accepted, frames[:, 0], 0.0).long()
+        self.updates[index] += accepted.long()
+        if self.scalar_names:
+            scalars = torch.cat([new.scalars[name] for name in self.scalar_names], dim=1)
+            self.scalars[index] = torch.where(column, scalars, self.scalars[index])
+        self.data[index] = torch.where(column.unsqueeze(2), proposal, old)
+        return accepted, present & ~finite
+
+    def capture(self, rows: Sequence[int]) -> RowState:
+        """A compact copy of rows; never a view of the bank."""
+        index = torch.as_tensor(list(rows), device=self.device)
+        with torch.inference_mode(False), torch.no_grad():
+            return RowState(
+                self.data[index],
+                self.counts[index],
+                self.frames[index],
+                self.updates[index],
+                self.scalars[index],
+            )
+
+    def restore(self, rows: Sequence[int], saved: RowState) -> None:
+        """Put a copy made by `capture` back, in place."""
+        index = torch.as_tensor(list(rows), device=self.device)
+        with torch.inference_mode(False), torch.no_grad():
+            self.data[index] = saved.data.to(self.device)
+            self.counts[index] = saved.counts.to(self.device)
+            self.frames[index] = saved.frames.to(self.device)
+            self.updates[index] = saved.updates.to(self.device)
+            self.scalars[index] = saved.scalars.to(self.device)
+
+    def to(self, device: torch.device) -> None:
+        """Move everything to another device; all views made before are stale afterwards."""
+        with torch.inference_mode(False), torch.no_grad():
+            self.layout.to(device)
+            for name in ("data", "source", "counts", "frames", "updates", "scalars"):
+                setattr(self, name, getattr(self, name).to(device))
+
+    def _index(self, rows: Sequence[int] | range) -> slice | Tensor:
+        """Consecutive rows as a slice (no gather, no host-to-device copy), others as a tensor."""
+        first, last = rows[0], rows[-1]
+        if len(rows) == 1 or list(rows) == list(range(first, last + 1)):
+            return slice(first, last + 1)
+        index = torch.tensor(rows, dtype=torch.long)
+        if self.device.type == "cuda":
+            return index.pin_memory().to(self.device, non_blocking=True)
+        return index.to(self.device)
+
+    def __repr__(self) -> str:
+        return (
+            f"StatisticsBank(rows={self.rows}, layers={len(self.layout.layers)}, "
+            f"channels={self.layout.channels}, bytes_per_row={self.bytes_per_row}, "
+            f"device={self.device})"
+        )

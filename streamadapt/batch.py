@@ -1,0 +1,113 @@
+"""Facts about one batch: its size, its streams' frames, its camera time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from streamadapt.errors import StreamError
+from streamadapt.streams import Admission
+
+
+def batch_size(frames: Any) -> int | None:
+    """Number of frames: a tensor's first dimension, a list's length, a dict's first tensor.
+
+    None where it cannot be told.
+    """
+    if isinstance(frames, Tensor):
+        return frames.shape[0] if frames.dim() > 0 else None
+    if isinstance(frames, list | tuple):
+        return len(frames)
+    for leaf in pytree.tree_leaves(frames):
+        if isinstance(leaf, Tensor) and leaf.dim() > 0:
+            return leaf.shape[0]
+    return None
+
+
+def stream_ids(streams: Hashable | Sequence[Hashable], entries: int | None) -> Sequence[Hashable]:
+    """One stream a frame, from one for all or one for each.
+
+    Raises:
+        StreamError: wrong length, an unhashable id, or a batch whose size is unknown.
+    """
+    if entries is None:
+        raise StreamError(
+            "`streams=` needs a batch whose size can be told: a tensor, a list, or a dict of "
+            "tensors as the first argument."
+        )
+    if isinstance(streams, str | bytes | int) or not isinstance(streams, Sequence):
+        listed: Sequence[Hashable] = [streams] * entries
+    else:
+        listed = streams
+    if len(listed) != entries:
+        raise StreamError(
+            f"`streams` has {len(listed)} entries for a batch of {entries} frames. Give one entry "
+            "a frame, or a single name for all of them."
+        )
+    for stream in listed:
+        if not isinstance(stream, Hashable):
+            raise StreamError(f"A stream must be hashable, such as a string; got {stream!r}.")
+    return listed
+
+
+def frames_by_stream(admission: Admission, entries: int | None) -> dict[Hashable, int]:
+    """How many frames of a batch each stream has."""
+    if len(admission.streams) == 1:
+        return {admission.streams[0]: entries or 0}
+    counts = dict.fromkeys(admission.streams, 0)
+    for index in admission.entries:
+        counts[admission.streams[index]] += 1
+    return counts
+
+
+def camera_time(
+    pts_seconds: float | Sequence[float] | None,
+    admission: Admission,
+    entries: int,
+    previous: Mapping[int, float],
+    clock: Callable[[], float],
+) -> tuple[list[float], dict[int, float]]:
+    """Camera time that passed for each row, and its newest time stamp.
+
+    A row's first frames bring the time they span themselves, stretched by `n / (n - 1)` to cover
+    the first of them too; a single first frame brings none. Time that runs backwards counts as
+    none.
+
+    Args:
+        pts_seconds: of each frame, of all frames, or None to ask `clock`.
+        admission: the batch's rows.
+        entries: batch size.
+        previous: newest time stamp of each row.
+        clock: seconds.
+
+    Raises:
+        StreamError: wrong length, or not finite.
+    """
+    if pts_seconds is None:
+        stamps = [clock()] * entries
+    elif isinstance(pts_seconds, int | float):
+        stamps = [float(pts_seconds)] * entries
+    else:
+        stamps = [float(stamp) for stamp in pts_seconds]
+    if len(stamps) != entries:
+        raise StreamError(
+            f"`pts_seconds` has {len(stamps)} entries for a batch of {entries} frames."
+        )
+    if not all(math.isfinite(stamp) for stamp in stamps):
+        raise StreamError("`pts_seconds` must be finite.")
+    elapsed, newest = [], {}
+    for index, row in enumerate(admission.rows):
+        alone = len(admission.rows) == 1
+        own = [s for i, s in enumerate(stamps) if alone or admission.entries[i] == index]
+        last = max(own)
+        if row in previous and admission.streams[index] not in admission.new:
+            elapsed.append(max(0.0, last - previous[row]))
+        else:
+            span = last - min(own)
+            elapsed.append(span * len(own) / (len(own) - 1) if len(own) > 1 else 0.0)
+        newest[row] = last
+    return elapsed, newest

@@ -1,0 +1,339 @@
+"""One model's adaptation: tap, bank, binding and estimator, joined into arm -> forward -> commit.
+
+Knows tensors and rows. Streams, locks, events and time belong to the processor.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from streamadapt.bank import BankLayout, RowState, State, StatisticsBank
+from streamadapt.drift import location_scale_distance
+from streamadapt.errors import ModelStateError
+from streamadapt.estimators import Estimator, Observation
+from streamadapt.estimators.base import Timing
+from streamadapt.moments import Moments
+from streamadapt.ops.collect import Scratch
+from streamadapt.ops.reduce import FrameMoments, reduce_frames
+from streamadapt.ops.remap import remap_coefficients
+from streamadapt.taps import BufferBinding, Inventory, ModelTap, Staging, Step, verify_remappable
+from streamadapt.taps.binding import Pairs
+from streamadapt.taps.step import Coefficients
+
+
+@dataclass(frozen=True, eq=False)
+class StepRows:
+    """Which rows a step touches, and which batch entry belongs to which of them.
+
+    Attributes:
+        rows: bank rows, each once.
+        entries: index into `rows` for each batch entry; None when there is one row.
+        elapsed_seconds: camera time since each row's previous frames.
+    """
+
+    rows: Sequence[int]
+    entries: Sequence[int] | None
+    elapsed_seconds: Sequence[float]
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """What a commit did, on the device: `[rows]` tensors.
+
+    `accepted`: the row was written. `refused`: its proposal was not finite. `rejected`: how many
+    of its frames had weight zero.
+    """
+
+    accepted: Tensor
+    refused: Tensor
+    rejected: Tensor
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What `reconcile` found: `source_replaced`, or only moved to another device or dtype."""
+
+    source_replaced: bool
+    device: str
+    dtypes: tuple[str, ...]
+
+
+class AdaptationEngine:
+    """Statistics of `rows` streams for the layers of one model.
+
+    Args:
+        inventory: the model's layers; must be adaptable.
+        estimator: the update rule.
+        timing: when new statistics take effect.
+        rows: number of streams.
+        bound: let the model read row 0 itself instead of moving its inputs.
+        frames_per_row: leading-dimension items that a layer has for each batch entry.
+    """
+
+    def __init__(
+        self,
+        inventory: Inventory,
+        *,
+        estimator: Estimator,
+        timing: Timing,
+        rows: int,
+        bound: bool,
+        frames_per_row: int,
+    ) -> None:
+        self.layers = inventory.layers
+        self.estimator = estimator
+        self.timing = timing
+        self._frames_per_row = frames_per_row
+        if not bound:
+            self._verify_remappable()
+        self.layout = BankLayout([(one.name, one.channels, one.eps) for one in self.layers])
+        self.bank = StatisticsBank(
+            self.layout,
+            rows=rows,
+            source=[layer.buffers for layer in self.layers],
+            device=self.layers[0].buffers[0].device,
+            compensated=estimator.compensated,
+            scalars=estimator.scalars,
+        )
+        self._staging = Staging(self.layout)
+        self._scratch = Scratch()
+        self.tap = ModelTap(self.layers)
+        self.binding = BufferBinding(self.layers)
+        self.tap.install()
+        if bound:
+            self.binding.bind(self.bank, 0)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's statistics live."""
+        return self.bank.device
+
+    def check_mode(self) -> None:
+        """Refuse a layer in training mode (`ModelStateError`)."""
+        for layer in self.layers:
+            if layer.training:
+                layer.require_inference()
+
+    def reconcile(self) -> Repair | None:
+        """Follow what was done to the model's buffers from outside since the last step.
+
+        Moves (`.to()`, `.half()`) are followed; values that changed become the new source.
+        """
+        binding = self.binding
+        if not binding.loaded and binding.intact():
+            return None
+        held = binding.current()
+        device = held[0][0].device
+        if any(buffer.device != device for pair in held for buffer in pair):
+            raise ModelStateError(
+                "The model's BatchNorm layers are on several devices now. Put the whole model on "
+                "one device."
+            )
+        replaced = binding.loaded or not self._same_values(held)
+        if device != self.device:
+            self.bank.to(device)
+            self.tap.moved(device)
+        if replaced:
+            values = [(mean.detach().clone(), var.detach().clone()) for mean, var in held]
+            self.bank.set_source(values)
+            binding.adopt_source(values)
+        binding.loaded = False
+        if binding.bound:
+            binding.bind(self.bank, 0)
+        else:
+            binding.adopt_held()
+        dtypes = sorted({str(mean.dtype).removeprefix("torch.") for mean, _ in held})
+        return Repair(replaced, str(device), tuple(dtypes))
+
+    def _same_values(self, held: Pairs) -> bool:
+        for index, layer in enumerate(self.layout.layers):
+            here = self.bank.data[0, :2] if self.binding.bound else self.bank.source
+            for field, buffer in enumerate(held[index]):
+                mine = here[field, layer.span].to(device=buffer.device, dtype=buffer.dtype)
+                if not torch.equal(mine, buffer):
+                    return False
+        return True
+
+    @contextmanager
+    def armed(self, where: StepRows, *, entries: int | None, observe: bool) -> Iterator[Step]:
+        """Arm the tap for one forward of this thread.
+
+        Args:
+            where: rows of the batch.
+            entries: batch size, or None where it cannot be told from the input.
+            observe: stage moments; without it, inputs are only moved onto the rows' statistics.
+        """
+        index = None
+        if where.entries is not None:
+            index = torch.tensor(where.entries, dtype=torch.long).to(self.device)
+        step = Step(
+            self.layout,
+            entries=entries,
+            rows=index,
+            row_count=len(where.rows),
+            frames_per_row=self._frames_per_row,
+            observe=observe,
+            scratch=self._scratch,
+        )
+        if not self.binding.bound:
+            now = self.timing == "synchronous" and observe
+            with torch.inference_mode(False), torch.no_grad():
+                step.coefficients = (
+                    self._synchronous(step, where) if now else self._lagged(where.rows)
+                )
+        self.tap.remapping = not self.binding.bound
+        self.tap.step = step
+        try:
+            yield step
+        finally:
+            self.tap.step = None
+            self.tap.remapping = False
+
+    def commit(self, step: Step, where: StepRows) -> Verdict:
+        """Reduce what `step` staged and write it, for all layers of a row or for none."""
+        with torch.inference_mode(False), torch.no_grad():
+            observed = self._staging.gather(step, self.device)
+            weights = self._weights(where, observed.mean.shape[0])
+            reduced = reduce_frames(observed, weights)
+            state = self.bank.read(where.rows)
+            new = self.estimator.update(
+                state,
+                Observation(reduced.moments, reduced.frames, self._elapsed(where)),
+            )
+            accepted, refused = self.bank.commit(where.rows, new, reduced.moments, reduced.frames)
+            self.binding.write_back()
+            return Verdict(accepted, refused, weights.sum(dim=1) - reduced.frames[:, 0])
+
+    def reset(self, rows: Sequence[int] | range) -> None:
+        """Put rows back on the source."""
+        self.bank.reset(rows)
+        self.binding.write_back()
+
+    def restore(self, rows: Sequence[int], saved: RowState) -> None:
+        """Put captured rows back."""
+        if len(rows) > 0:
+            self.bank.restore(rows, saved)
+            self.binding.write_back()
+
+    def write_layer(self, row: int, index: int, moments: Moments) -> None:
+        """Set one layer of a row to `moments`, `[channels]`."""
+        span = self.layout.layers[index].span
+        with torch.inference_mode(False), torch.no_grad():
+            self.bank.data[row, 0, span] = moments.mean.float()
+            self.bank.data[row, 1, span] = moments.var.float()
+
+    def distances(self, row: int) -> Tensor:
+        """Location-scale distance of a row from the source, `[layers]` float64."""
+        with torch.inference_mode(False), torch.no_grad():
+            state = self.bank.read([row])
+            distance = location_scale_distance(state.moments, state.source, self.layout.eps)
+            return self.layout.mean_per_layer(distance)[0]
+
+    def moments(self, row: int) -> dict[str, Moments]:
+        """A copy of a row's statistics, by layer, float64."""
+        with torch.inference_mode(False), torch.no_grad():
+            whole = self.bank.read([row]).moments
+            return {
+                layer.name: Moments(
+                    *(t[0, layer.span].clone() for t in (whole.count, whole.mean, whole.var))
+                )
+                for layer in self.layout.layers
+            }
+
+    def set_bound(self, bound: bool) -> None:
+        """Let the model read row 0 itself, or give it the source back and move its inputs."""
+        if bound and not self.binding.bound:
+            self.binding.bind(self.bank, 0)
+        elif not bound and self.binding.bound:
+            self._verify_remappable()
+            self.binding.unbind()
+
+    def _verify_remappable(self) -> None:
+        for layer in self.layers:
+            verify_remappable(layer)
+
+    def adapted_copy(self, model: nn.Module, row: int) -> nn.Module:
+        """A plain copy of `model` with a row baked into compact buffers; no taps, no hooks."""
+        with torch.inference_mode(False), torch.no_grad():
+            memo: dict[int, Any] = {}
+            for layer, (mean, var) in zip(self.layers, self.bank.views(row), strict=True):
+                for held, wanted in zip(layer.buffers, (mean, var), strict=True):
+                    memo[id(held)] = wanted.to(dtype=held.dtype, copy=True)
+            inner = getattr(model, "_orig_mod", model)
+            twin: nn.Module = copy.deepcopy(inner, memo)
+            for layer in self.layers:
+                self.tap.strip(memo[id(layer.module)])
+                self.binding.strip(memo[id(layer.module)])
+            return twin
+
+    def close(self) -> None:
+        """Give the model back as it was."""
+        self.tap.remove()
+        self.binding.release()
+
+    def _weights(self, where: StepRows, entries: int) -> Tensor:
+        if where.entries is None:
+            return torch.ones(1, entries, dtype=torch.float64, device=self.device)
+        weights = torch.zeros(len(where.rows), entries, dtype=torch.float64)
+        weights[torch.tensor(where.entries), torch.arange(entries)] = 1.0
+        return weights.to(self.device)
+
+    def _elapsed(self, where: StepRows) -> Tensor:
+        if not self.estimator.uses_time:
+            return torch.zeros(1, 1, dtype=torch.float64, device=self.device)
+        seconds = torch.tensor(where.elapsed_seconds, dtype=torch.float64)
+        return seconds.unsqueeze(1).to(self.device)
+
+    def _lagged(self, rows: Sequence[int]) -> Coefficients:
+        """Coefficients of all layers at once, from the committed state."""
+        state = self.bank.read(rows)
+        scale, shift = remap_coefficients(state.moments, state.source, self.layout.eps)
+
+        def coefficients(index: int) -> tuple[Tensor, Tensor]:
+            span = self.layout.layers[index].span
+            return scale[:, span], shift[:, span]
+
+        return coefficients
+
+    def _synchronous(self, step: Step, where: StepRows) -> Coefficients:
+        """Coefficients of a layer from the state that includes this batch at this layer."""
+        elapsed = self._elapsed(where)
+
+        def coefficients(index: int) -> tuple[Tensor, Tensor]:
+            span = self.layout.layers[index].span
+            with torch.inference_mode(False), torch.no_grad():
+                state = self.bank.read(where.rows, span)
+                wanted = self._proposal(step, index, where, state, elapsed)
+                return remap_coefficients(wanted, state.source, self.layout.eps[span])
+
+        return coefficients
+
+    def _proposal(
+        self, step: Step, index: int, where: StepRows, state: State, elapsed: Tensor
+    ) -> Moments:
+        staged = step.staged[index]
+        if staged is None:
+            return state.moments
+        positions = torch.full_like(state.source.mean, staged.positions)
+        observed = FrameMoments(staged.mean, staged.var, positions)
+        reduced = reduce_frames(observed, self._weights(where, staged.mean.shape[0]))
+        new = self.estimator.update(
+            state, Observation(reduced.moments, reduced.frames, elapsed)
+        ).moments
+        usable = (
+            torch.isfinite(new.mean).all(dim=1, keepdim=True)
+            & torch.isfinite(new.var).all(dim=1, keepdim=True)
+            & (reduced.frames > 0)
+        )
+        return Moments(
+            new.count,
+            torch.where(usable, new.mean, state.moments.mean),
+            torch.where(usable, new.var.clamp(min=0.0), state.moments.var),
+        )

@@ -1,0 +1,21 @@
+"""Update rules for BatchNorm statistics."""
+
+from streamadapt.estimators.base import Estimator as Estimator
+from streamadapt.estimators.base import Observation as Observation
+from streamadapt.estimators.batch_statistics import BatchStatistics as BatchStatistics
+from streamadapt.estimators.dua import DUA as DUA
+from streamadapt.estimators.ema import EMA as EMA
+from streamadapt.estimators.frozen import Frozen as Frozen
+from streamadapt.estimators.source_prior import SourcePrior as SourcePrior
+from streamadapt.estimators.welford import Welford as Welford
+
+__all__ = [
+    "DUA",
+    "EMA",
+    "BatchStatistics",
+    "Estimator",
+    "Frozen",
+    "Observation",
+    "SourcePrior",
+    "Welford",
+]

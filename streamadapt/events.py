@@ -1,0 +1,177 @@
+"""What happened, as frozen values. Units stand in the field names.
+
+Every event has `step`, the number of processor steps before it. Events are handed to `on_event`
+after the output is known and outside the state lock; a handler that raises is logged and does not
+stop inference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Outcome = Literal["updated", "frozen", "rejected", "empty", "failed", "unobserved", "idle"]
+"""What a step did to the statistics: `updated` at least one row; `frozen` by `freeze()`;
+`rejected` because no frame was finite; `empty` batch; `failed` inside the update; `unobserved`
+because no adaptable layer was executed; `idle`, a shadow step between two candidate passes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Base of all events."""
+
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepCompleted(Event):
+    """A batch went through the model.
+
+    `timing` says how `inference_seconds` and `update_seconds` were measured: wall clock on the
+    CPU, device events on CUDA (the event then arrives a few steps late).
+    """
+
+    frames: Mapping[Hashable, int]
+    outcome: Outcome
+    updated_streams: tuple[Hashable, ...]
+    inference_seconds: float
+    update_seconds: float
+    timing: Literal["wall", "cuda_event"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FramesRejected(Event):
+    """Frames had weight zero in the update; their outputs were still returned."""
+
+    stream: Hashable
+    frames: int
+    reason: Literal["nonfinite"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateRefused(Event):
+    """A stream's proposed statistics were not finite; its row was left as it was."""
+
+    stream: Hashable
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateFailed(Event):
+    """The update raised; nothing was committed, the output was still returned."""
+
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardFailed(Event):
+    """The model raised; nothing was committed, its exception reached the caller."""
+
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayersUnobserved(Event):
+    """Adaptable layers that the model did not execute through their tap; they keep their values."""
+
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShadowCompared(Event):
+    """The adapted candidate ran beside the source, on the same frames.
+
+    `agreement` is the share of frames with the same top class (or the same per-position classes)
+    for outputs of shape `[frames, classes, ...]`, None for other outputs;
+    `relative_difference` is `|candidate - source| / |source|` over the first output tensor.
+    """
+
+    frames: int
+    agreement: float | None
+    relative_difference: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShadowFailed(Event):
+    """The candidate pass raised; the source output was returned."""
+
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamAdmitted(Event):
+    """A stream got a row, starting from the source."""
+
+    stream: Hashable
+    row: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamDropped(Event):
+    """A stream gave its row back; `evicted` when another stream needed it."""
+
+    stream: Hashable
+    evicted: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnapshotTaken(Event):
+    """State was copied under a name."""
+
+    name: str
+    streams: tuple[Hashable, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnapshotDropped(Event):
+    """A snapshot is gone: `capacity` pushed it out, or its source was replaced."""
+
+    name: str
+    reason: Literal["capacity", "source_replaced"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolledBack(Event):
+    """Streams were put back on an earlier state."""
+
+    to: str
+    streams: tuple[Hashable, ...]
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptationFrozen(Event):
+    """Updates stopped; outputs go on with the current statistics."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptationResumed(Event):
+    """Updates go on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModeChanged(Event):
+    """Shadow or adapt; every stream starts from the source."""
+
+    mode: Literal["adapt", "shadow"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceReplaced(Event):
+    """`load_state_dict` brought new statistics: they are the source now, in every row."""
+
+    layers: int
+    snapshots_dropped: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuffersRebound(Event):
+    """The model's buffers were replaced from outside (`.to()`, `.half()`, ...) and bound again."""
+
+    device: str
+    dtypes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unwrapped(Event):
+    """The model is as it was before."""

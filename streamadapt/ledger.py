@@ -1,0 +1,105 @@
+"""What became of the updates: turns verdicts into events and remembers what is wrong."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from streamadapt.engine import Verdict
+from streamadapt.events import FramesRejected, Outcome, StepCompleted, UpdateRefused
+from streamadapt.outbox import Outbox
+from streamadapt.readout import Readouts, Stopwatch
+
+_REJECTIONS_IN_A_ROW = 3
+
+
+@dataclass(frozen=True)
+class StepFacts:
+    """What is known of a step when it ends: its streams' frames and rows, in the same order."""
+
+    step: int
+    frames: Mapping[Hashable, int]
+    rows: tuple[int, ...]
+    watch: Stopwatch
+
+
+class Ledger:
+    """Books of one processor.
+
+    Attributes:
+        trouble: what keeps the statistics from being updated, by kind, in words.
+        last_update: monotonic time of the last commit of each row.
+    """
+
+    def __init__(self, outbox: Outbox, readouts: Readouts) -> None:
+        self._outbox = outbox
+        self._readouts = readouts
+        self._rejected_in_a_row = 0
+        self.trouble: dict[str, str] = {}
+        self.last_update: dict[int, float] = {}
+
+    def settle(self, facts: StepFacts, outcome: Outcome, verdict: Verdict | None) -> None:
+        """Book a step: now on the CPU, when the device has got there on CUDA."""
+        if verdict is None:
+            marker = torch.zeros(0, device=facts.watch.device)
+            self._readouts.submit(marker, lambda _: self._complete(facts, outcome, ()))
+            return
+        now = time.monotonic()
+        values = torch.cat(
+            [verdict.accepted.double(), verdict.refused.double(), verdict.rejected.double()]
+        )
+        self._readouts.submit(values, lambda arrived: self._receive(facts, arrived, now))
+
+    def forget(self, row: int) -> None:
+        """A row has a new owner."""
+        self.last_update.pop(row, None)
+
+    def age_seconds(self, row: int) -> float | None:
+        """Seconds since a row was committed; None if it never was."""
+        last = self.last_update.get(row)
+        return None if last is None else time.monotonic() - last
+
+    def _receive(self, facts: StepFacts, values: list[float], now: float) -> None:
+        streams = tuple(facts.frames)
+        count = len(streams)
+        accepted, refused, rejected = (values[i * count : (i + 1) * count] for i in range(3))
+        for stream, frames, was_refused in zip(streams, rejected, refused, strict=True):
+            if frames:
+                self._outbox.post(
+                    FramesRejected(
+                        step=facts.step, stream=stream, frames=int(frames), reason="nonfinite"
+                    )
+                )
+            if was_refused:
+                self._outbox.post(UpdateRefused(step=facts.step, stream=stream))
+        updated = tuple(s for s, yes in zip(streams, accepted, strict=True) if yes)
+        for row, yes in zip(facts.rows, accepted, strict=True):
+            if yes:
+                self.last_update[row] = now
+        self._rejected_in_a_row = 0 if updated else self._rejected_in_a_row + 1
+        if self._rejected_in_a_row >= _REJECTIONS_IN_A_ROW:
+            self.trouble["rejected"] = (
+                f"no frame was usable in the last {self._rejected_in_a_row} batches"
+            )
+        else:
+            self.trouble.pop("rejected", None)
+        self._complete(facts, "updated" if updated else "rejected", updated)
+
+    def _complete(self, facts: StepFacts, outcome: Outcome, updated: tuple[Hashable, ...]) -> None:
+        inference, update = facts.watch.seconds()
+        timing: Literal["wall", "cuda_event"] = facts.watch.timing
+        self._outbox.post(
+            StepCompleted(
+                step=facts.step,
+                frames=facts.frames,
+                outcome=outcome,
+                updated_streams=updated,
+                inference_seconds=inference,
+                update_seconds=update,
+                timing=timing,
+            )
+        )

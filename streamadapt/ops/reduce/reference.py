@@ -1,0 +1,58 @@
+"""Weighted reduction of per-frame moments to one set of moments a row, in float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from streamadapt.moments import Moments
+
+
+@dataclass(frozen=True, eq=False)
+class FrameMoments:
+    """What a step observed: fp32 `mean`, `var` `[frames, channels]`; `positions` `[channels]`.
+
+    `positions` (float64) is how many values a frame has in each channel, zero where the layer was
+    not executed.
+    """
+
+    mean: Tensor
+    var: Tensor
+    positions: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Reduced:
+    """Moments `[rows, channels]`, accepted frames `[rows, 1]`, and `finite` `[frames]` (bool)."""
+
+    moments: Moments
+    frames: Tensor
+    finite: Tensor
+
+
+def reduce_frames(observed: FrameMoments, weights: Tensor) -> Reduced:
+    """Pool the frames of each row, leaving out every frame that is not finite.
+
+    All frames of a layer have equally many positions, so the pooled mean is the weighted mean of
+    means and the pooled variance is the mean of variances plus the spread of the means.
+
+    Args:
+        observed: per-frame moments.
+        weights: `[rows, frames]` float64, at least zero.
+    """
+    finite = torch.isfinite(observed.mean).all(dim=1) & torch.isfinite(observed.var).all(dim=1)
+    weights = weights * finite
+    frames = weights.sum(dim=1, keepdim=True)
+    column = finite.unsqueeze(1)
+    mean = torch.where(column, observed.mean, 0.0).double()
+    var = torch.where(column, observed.var, 0.0).double()
+    count = frames * observed.positions
+    if mean.shape[0] == 1 and weights.shape[0] == 1:
+        return Reduced(Moments(count, mean, var), frames, finite)
+    share = weights / frames.clamp(min=1e-300)
+    pooled = share @ mean
+    owner = (weights > 0).to(mean.dtype)
+    spread = mean - owner.T @ pooled
+    return Reduced(Moments(count, pooled, share @ (var + spread.square())), frames, finite)

@@ -1,0 +1,47 @@
+"""Labelled streams with a moving camera: replay them, compare policies, draw the result."""
+
+from streamadapt.replay.corruptions import CORRUPTIONS as CORRUPTIONS
+from streamadapt.replay.corruptions import corrupt as corrupt
+from streamadapt.replay.data import LabelledData as LabelledData
+from streamadapt.replay.data import load_data as load_data
+from streamadapt.replay.models import load_model as load_model
+from streamadapt.replay.page import render_chart_svg as render_chart_svg
+from streamadapt.replay.page import render_page as render_page
+from streamadapt.replay.policies import AdaBNPolicy as AdaBNPolicy
+from streamadapt.replay.policies import FrozenPolicy as FrozenPolicy
+from streamadapt.replay.policies import Policy as Policy
+from streamadapt.replay.policies import ProcessorPolicy as ProcessorPolicy
+from streamadapt.replay.result import DomainSpan as DomainSpan
+from streamadapt.replay.result import PolicySeries as PolicySeries
+from streamadapt.replay.result import ReplayEvent as ReplayEvent
+from streamadapt.replay.result import ReplayResult as ReplayResult
+from streamadapt.replay.runner import run as run
+from streamadapt.replay.scenario import Domain as Domain
+from streamadapt.replay.scenario import PolicySpec as PolicySpec
+from streamadapt.replay.scenario import Scenario as Scenario
+from streamadapt.replay.stream import Batch as Batch
+from streamadapt.replay.stream import Stream as Stream
+
+__all__ = [
+    "CORRUPTIONS",
+    "AdaBNPolicy",
+    "Batch",
+    "Domain",
+    "DomainSpan",
+    "FrozenPolicy",
+    "LabelledData",
+    "Policy",
+    "PolicySeries",
+    "PolicySpec",
+    "ProcessorPolicy",
+    "ReplayEvent",
+    "ReplayResult",
+    "Scenario",
+    "Stream",
+    "corrupt",
+    "load_data",
+    "load_model",
+    "render_chart_svg",
+    "render_page",
+    "run",
+]

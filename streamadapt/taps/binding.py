@@ -1,0 +1,214 @@
+"""The model's statistics buffers: as views of a bank row, or as the model's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from streamadapt.bank import StatisticsBank
+from streamadapt.taps.inventory import AdaptableLayer
+
+Pairs = list[tuple[Tensor, Tensor]]
+_KEYS = ("running_mean", "running_var")
+
+
+class BufferBinding:
+    """Keeps track of whose memory every layer's mean and variance are.
+
+    Bound, a layer with fp32 buffers reads the bank's row itself; buffers of another dtype stay
+    the model's own and are written after each commit. Unbound, the model holds the source.
+
+    Args:
+        layers: the adaptable layers, in the bank's order.
+    """
+
+    def __init__(self, layers: Sequence[AdaptableLayer]) -> None:
+        self._layers = layers
+        self.originals: Pairs = [layer.buffers for layer in layers]
+        with torch.inference_mode(False), torch.no_grad():
+            self._pristine = _cloned(self.originals)
+        self._expected: Pairs = list(self.originals)
+        self._views: Pairs | None = None
+        self._written: list[int] = []
+        self.loaded = False
+        self._handles: list[RemovableHandle] = []
+        for layer in layers:
+            hook = _LayerHook(self, layer.module)
+            self._handles.append(layer.module.register_state_dict_post_hook(hook.compact))
+            self._handles.append(layer.module.register_load_state_dict_post_hook(hook.loaded))
+
+    @property
+    def bound(self) -> bool:
+        """Whether the model reads a bank row."""
+        return self._views is not None
+
+    @property
+    def manner(self) -> str:
+        """Where the model's statistics are, in words."""
+        if not self.bound:
+            return "the source's; inputs are moved frame by frame"
+        if self._written:
+            return "written to the model's buffers after each commit"
+        return "views of the bank"
+
+    def current(self) -> Pairs:
+        """What the model holds now."""
+        return [layer.buffers for layer in self._layers]
+
+    def intact(self) -> bool:
+        """Whether every buffer is still the tensor that was put there."""
+        for layer, (mean, var) in zip(self._layers, self._expected, strict=True):
+            buffers = layer.module._buffers
+            if buffers["running_mean"] is not mean or buffers["running_var"] is not var:
+                return False
+        return True
+
+    def bind(self, bank: StatisticsBank, row: int) -> None:
+        """Let the model read `row`."""
+        self._views = bank.views(row)
+        self._written = []
+        for index, (layer, view) in enumerate(zip(self._layers, self._views, strict=True)):
+            held = layer.buffers
+            if all(buffer.dtype == torch.float32 for buffer in held):
+                self._put(index, view)
+            else:
+                self._written.append(index)
+                self._put(index, held)
+        self.write_back()
+
+    def unbind(self) -> None:
+        """Give the model its source statistics: the original tensor objects where they still fit.
+
+        After `.to(device)` or `.half()` the model's place is elsewhere, and it gets its source
+        statistics there.
+        """
+        for index, layer in enumerate(self._layers):
+            pair = []
+            for original, pristine, held in zip(
+                self.originals[index], self._pristine[index], layer.buffers, strict=True
+            ):
+                fits = original.dtype == held.dtype and original.device == held.device
+                if fits:
+                    # An untouched tensor is not written: that would fail a pending backward().
+                    if not torch.equal(original, pristine):
+                        with _writable(original):
+                            original.copy_(pristine)
+                    pair.append(original)
+                else:
+                    pair.append(pristine.to(device=held.device, dtype=held.dtype))
+            self._put(index, (pair[0], pair[1]))
+        self._views = None
+        self._written = []
+
+    def write_back(self) -> None:
+        """Copy the bound row into the buffers that cannot be views of it."""
+        if self._views is None or not self._written:
+            return
+        targets: list[Tensor] = []
+        values: list[Tensor] = []
+        for index in self._written:
+            targets += self._expected[index]
+            values += self._views[index]
+        with torch.inference_mode(False), torch.no_grad():
+            torch._foreach_copy_(targets, values)
+
+    @contextmanager
+    def detached(self) -> Iterator[None]:
+        """Let the model read copies, which autograd may keep while the bank moves on."""
+        kept = list(self._expected)
+        with torch.inference_mode(False), torch.no_grad():
+            copies = _cloned(kept)
+        for index, pair in enumerate(copies):
+            self._put(index, pair)
+        try:
+            yield
+        finally:
+            for index, pair in enumerate(kept):
+                self._put(index, pair)
+
+    def adopt_source(self, values: Pairs) -> None:
+        """Take `values` as what the model had from the start."""
+        with torch.inference_mode(False), torch.no_grad():
+            self._pristine = _cloned(values)
+
+    def adopt_held(self) -> None:
+        """Accept the buffers that the model holds now as the expected ones."""
+        self._expected = self.current()
+
+    def release(self) -> None:
+        """Unbind and take the state-dict hooks off."""
+        self.unbind()
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    @staticmethod
+    def strip(copied: nn.Module) -> None:
+        """Take the inert hooks off a copied layer."""
+        for hooks in (copied._state_dict_hooks, copied._load_state_dict_post_hooks):
+            for key in [k for k, hook in hooks.items() if isinstance(hook, _InertWhenCopied)]:
+                del hooks[key]
+
+    def _put(self, index: int, pair: tuple[Tensor, Tensor]) -> None:
+        buffers = self._layers[index].module._buffers
+        for key, tensor in zip(_KEYS, pair, strict=True):
+            buffers[key] = tensor
+        self._expected[index] = pair
+
+
+class _LayerHook:
+    """State-dict hooks of one layer; copies and pickles of the layer get hooks that do nothing."""
+
+    def __init__(self, binding: BufferBinding, module: nn.Module) -> None:
+        self.compact = _InertWhenCopied(self._compact)
+        self.loaded = _InertWhenCopied(self._loaded)
+        self._binding = binding
+        self._module = module
+
+    def _compact(
+        self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any
+    ) -> None:
+        if module is not self._module:
+            return
+        for key in _KEYS:
+            held = state.get(prefix + key)
+            if isinstance(held, Tensor):
+                state[prefix + key] = held.clone()
+
+    def _loaded(self, module: nn.Module, incompatible: Any) -> None:
+        if module is self._module:
+            self._binding.loaded = True
+
+
+class _InertWhenCopied:
+    """A hook whose copies and pickles do nothing."""
+
+    def __init__(self, call: Callable[..., None]) -> None:
+        self._call = call
+
+    def __call__(self, *args: Any) -> None:
+        self._call(*args)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _InertWhenCopied:
+        return _InertWhenCopied(_nothing)
+
+    def __reduce__(self) -> tuple[type[_InertWhenCopied], tuple[Callable[..., None]]]:
+        return _InertWhenCopied, (_nothing,)
+
+
+def _nothing(*args: Any) -> None:
+    """Does nothing."""
+
+
+def _cloned(pairs: Pairs) -> Pairs:
+    return [(mean.detach().clone(), var.detach().clone()) for mean, var in pairs]
+
+
+def _writable(tensor: Tensor) -> Any:
+    """The mode in which `tensor` may be written: its own, inference tensors included."""
+    return torch.inference_mode() if tensor.is_inference() else torch.no_grad()
