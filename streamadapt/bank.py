@@ -206,6 +206,8 @@ class StatisticsBank:
             for layer, (mean, var) in zip(self.layout.layers, source, strict=True):
                 self.source[0, layer.span] = mean.to(self.source)
                 self.source[1, layer.span] = var.to(self.source)
+            self._wide_source = self.source.double()
+            self._no_count = torch.zeros_like(self._wide_source[0])
             self.reset(range(self.rows))
 
     def reset(self, rows: Sequence[int] | range) -> None:
@@ -241,11 +243,11 @@ class StatisticsBank:
         if self.compensated:
             mean, var = mean + data[:, 2], var + data[:, 3]
         count = self.layout.per_channel(self.counts[index])[:, span]
-        source = self.source[:, span].double()
+        source = self._wide_source[:, span]
         scalars = self.scalars[index]
         return State(
             moments=Moments(count, mean, var),
-            source=Moments(torch.zeros_like(source[0]), source[0], source[1]),
+            source=Moments(self._no_count[span], source[0], source[1]),
             frames=self.frames[index].double().unsqueeze(1),
             updates=self.updates[index].double().unsqueeze(1),
             scalars={
@@ -255,19 +257,23 @@ class StatisticsBank:
         )
 
     def commit(
-        self, rows: Sequence[int], new: State, batch: Moments, frames: Tensor
+        self,
+        rows: Sequence[int],
+        new: State,
+        *,
+        seen: Tensor | None,
+        frames: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Write a step's result for rows: every layer of a row, or none of it.
 
         A row is left as it is when no frame of it was accepted, or when any of its new values is
-        not a finite fp32 number with a variance of at least zero. A layer that was not executed
-        (`batch.count == 0`) keeps its values while its row is committed. Decided on the device,
-        without a branch.
+        not a finite fp32 number. Decided on the device, without a branch.
 
         Args:
             rows: which rows, each at most once.
             new: the estimator's proposal, all padded channels.
-            batch: what was observed, `[rows, padded channels]`.
+            seen: `[padded channels]` bool, channels of layers that were executed; the others keep
+                their values while their row is committed. None: all of them.
             frames: `[rows, 1]` float64, accepted frames of each row in this step.
 
         Returns:
@@ -275,24 +281,23 @@ class StatisticsBank:
             refused because it was not finite.
         """
         index = self._index(rows)
-        old = self.data[index]
-        seen = batch.count > 0
-        mean, var = new.moments.mean, new.moments.var.clamp(min=0.0)
-        high = torch.stack([mean, var], dim=1).float()
-        fields = [high]
+        old, old_counts = self.data[index], self.counts[index]
+        wide = torch.stack([new.moments.mean, new.moments.var.clamp(min=0.0)], dim=1)
+        proposal = wide.float()
         if self.compensated:
-            fields.append((torch.stack([mean, var], dim=1) - high.double()).float())
-        proposal = torch.where(seen.unsqueeze(1), torch.cat(fields, dim=1), old)
-        finite = torch.isfinite(proposal).flatten(1).all(dim=1)
+            proposal = torch.cat([proposal, (wide - proposal).float()], dim=1)
+        counts = self.layout.per_layer(new.moments.count)
+        if seen is not None:
+            proposal = torch.where(seen, proposal, old)
+            counts = torch.where(self.layout.per_layer(seen), counts, old_counts)
+        # One value that is not finite makes the sum so; a float64 sum of fp32 values never is.
+        finite = torch.isfinite(proposal.sum(dim=(1, 2), dtype=torch.float64))
         present = frames[:, 0] > 0
         accepted = finite & present
         column = accepted.unsqueeze(1)
-        counts = self.layout.per_layer(torch.where(seen, new.moments.count, 0.0))
-        kept = self.layout.per_layer(seen)
-        old_counts = self.counts[index]
-        self.counts[index] = torch.where(column & kept, counts, old_counts)
         self.frames[index] += torch.where(accepted, frames[:, 0], 0.0).long()
-        self.updates[index] += accepted.long()
+        self.updates[index] += accepted
+        self.counts[index] = torch.where(column, counts, old_counts)
         if self.scalar_names:
             scalars = torch.cat([new.scalars[name] for name in self.scalar_names], dim=1)
             self.scalars[index] = torch.where(column, scalars, self.scalars[index])
@@ -327,6 +332,8 @@ class StatisticsBank:
             self.layout.to(device)
             for name in ("data", "source", "counts", "frames", "updates", "scalars"):
                 setattr(self, name, getattr(self, name).to(device))
+            self._wide_source = self.source.double()
+            self._no_count = torch.zeros_like(self._wide_source[0])
 
     def _index(self, rows: Sequence[int] | range) -> slice | Tensor:
         """Consecutive rows as a slice (no gather, no host-to-device copy), others as a tensor."""

@@ -20,8 +20,7 @@ from streamadapt.errors import ModelStateError
 from streamadapt.estimators import Estimator, Observation
 from streamadapt.estimators.base import Timing
 from streamadapt.moments import Moments
-from streamadapt.ops.collect import Scratch
-from streamadapt.ops.reduce import FrameMoments, reduce_frames
+from streamadapt.ops.reduce import reduce_frames
 from streamadapt.ops.remap import remap_coefficients
 from streamadapt.taps import BufferBinding, Inventory, ModelTap, Staging, Step, verify_remappable
 from streamadapt.taps.binding import Pairs
@@ -103,7 +102,6 @@ class AdaptationEngine:
             scalars=estimator.scalars,
         )
         self._staging = Staging(self.layout)
-        self._scratch = Scratch()
         self.tap = ModelTap(self.layers)
         self.binding = BufferBinding(self.layers)
         self.tap.install()
@@ -177,10 +175,10 @@ class AdaptationEngine:
             self.layout,
             entries=entries,
             rows=index,
-            row_count=len(where.rows),
             frames_per_row=self._frames_per_row,
             observe=observe,
-            scratch=self._scratch,
+            staging=self._staging,
+            exact=self.estimator.compensated,
         )
         if not self.binding.bound:
             now = self.timing == "synchronous" and observe
@@ -199,7 +197,7 @@ class AdaptationEngine:
     def commit(self, step: Step, where: StepRows) -> Verdict:
         """Reduce what `step` staged and write it, for all layers of a row or for none."""
         with torch.inference_mode(False), torch.no_grad():
-            observed = self._staging.gather(step, self.device)
+            observed = step.all_moments()
             weights = self._weights(where, observed.mean.shape[0])
             reduced = reduce_frames(observed, weights)
             state = self.bank.read(where.rows)
@@ -207,7 +205,12 @@ class AdaptationEngine:
                 state,
                 Observation(reduced.moments, reduced.frames, self._elapsed(where)),
             )
-            accepted, refused = self.bank.commit(where.rows, new, reduced.moments, reduced.frames)
+            accepted, refused = self.bank.commit(
+                where.rows,
+                new,
+                seen=observed.positions > 0 if step.unobserved else None,
+                frames=reduced.frames,
+            )
             self.binding.write_back()
             return Verdict(accepted, refused, weights.sum(dim=1) - reduced.frames[:, 0])
 
@@ -318,12 +321,10 @@ class AdaptationEngine:
     def _proposal(
         self, step: Step, index: int, where: StepRows, state: State, elapsed: Tensor
     ) -> Moments:
-        staged = step.staged[index]
-        if staged is None:
+        observed = step.frame_moments(index)
+        if observed is None:
             return state.moments
-        positions = torch.full_like(state.source.mean, staged.positions)
-        observed = FrameMoments(staged.mean, staged.var, positions)
-        reduced = reduce_frames(observed, self._weights(where, staged.mean.shape[0]))
+        reduced = reduce_frames(observed, self._weights(where, observed.mean.shape[0]))
         new = self.estimator.update(
             state, Observation(reduced.moments, reduced.frames, elapsed)
         ).moments

@@ -3,12 +3,12 @@
 ::
 
     StreamAdaptError
-    ├── ConfigurationError      an argument or a combination of arguments is wrong   (also ValueError)
+    ├── ConfigurationError      an argument or a combination of arguments is wrong; a ValueError
     │   └── ScenarioError       a scenario file is wrong: unknown key, missing value
     ├── UnsupportedModelError   the model has nothing to adapt, or hides what it has
     ├── ModelStateError         the wrapped model is in a state that cannot be served
-    ├── StreamError             `streams=` does not fit the batch or the bank        (also ValueError)
-    ├── SnapshotError           no such snapshot, or one that does not fit           (also LookupError)
+    ├── StreamError             `streams=` does not fit the batch or the bank; a ValueError
+    ├── SnapshotError           no such snapshot, or one that does not fit; a LookupError
     ├── ConcurrencyError        a step was started inside a step
     └── DataError               frames, labels or files that cannot be used
 
@@ -35,7 +35,7 @@ class ScenarioError(ConfigurationError):
 
 
 class UnsupportedModelError(StreamAdaptError):
-    """The model has no BatchNorm statistics that can be adapted; the message says what was found."""
+    """The model has no BatchNorm statistics to adapt; the message says what was found."""
 
 
 class ModelStateError(StreamAdaptError):
@@ -43,7 +43,7 @@ class ModelStateError(StreamAdaptError):
 
 
 class StreamError(StreamAdaptError, ValueError):
-    """`streams=` has the wrong length, names more streams than fit, or cannot be mapped to frames."""
+    """`streams=` has the wrong length, names too many streams, or cannot be mapped to frames."""
 
     exit_code = 2
 

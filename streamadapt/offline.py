@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
@@ -17,7 +18,6 @@ from streamadapt.ops.reduce import FrameMoments, reduce_frames
 from streamadapt.ops.remap import remap_coefficients
 from streamadapt.taps import Step, take_inventory
 from streamadapt.taps.inventory import LayerFilter
-from streamadapt.taps.step import Staged
 
 _ONE_ROW = StepRows((0,), None, (0.0,))
 
@@ -114,10 +114,10 @@ def _batch_statistics(engine: AdaptationEngine, step: Step) -> Any:
 
     def coefficients(index: int) -> tuple[Tensor, Tensor]:
         layer = engine.layout.layers[index]
-        staged = step.staged[index]
-        assert staged is not None
+        observed = step.frame_moments(index)
+        assert observed is not None
         own = Moments(source.count[layer.span], source.mean[layer.span], source.var[layer.span])
-        return remap_coefficients(_pooled(staged), own, engine.layout.eps[layer.span])
+        return remap_coefficients(_pooled(observed), own, engine.layout.eps[layer.span])
 
     return coefficients
 
@@ -142,13 +142,11 @@ def _layerwise(model: nn.Module, engine: AdaptationEngine, batches: Iterable[Any
 
                 step.coefficients = stop_here
                 step.observe_only(index)
-                try:
+                with contextlib.suppress(_Reached):
                     model(frames)
-                except _Reached:
-                    pass
-            staged = step.staged[index]
-            if staged is not None:
-                found = _pooled(staged)
+            observed = step.frame_moments(index)
+            if observed is not None:
+                found = _pooled(observed)
                 total = found if total is None else total.merge(found)
         if total is None:
             raise DataError("`batches` held frames in one pass and none in a later one.")
@@ -189,11 +187,9 @@ def _execution_order(
     raise DataError("`batches` holds no frames.")
 
 
-def _pooled(staged: Staged) -> Moments:
+def _pooled(observed: FrameMoments) -> Moments:
     """Moments of all frames of a layer together, `[channels]` float64."""
-    positions = torch.full_like(staged.mean[0], staged.positions, dtype=torch.float64)
-    weights = torch.ones(1, staged.mean.shape[0], dtype=torch.float64, device=staged.mean.device)
-    pooled = reduce_frames(FrameMoments(staged.mean, staged.var, positions), weights).moments
+    pooled = reduce_frames(observed, torch.ones_like(observed.mean[:, 0]).unsqueeze(0)).moments
     return Moments(pooled.count[0], pooled.mean[0], pooled.var[0])
 
 

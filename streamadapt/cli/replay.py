@@ -50,6 +50,9 @@ def main(args: argparse.Namespace) -> int:
     )
     if args.data is not None:
         scenario = scenario.replace(data=args.data, base=Path())
+    for target in (args.html, None if args.json in (None, "-") else Path(args.json)):
+        if target is not None and not target.parent.is_dir():  # said before the run, not after it
+            raise DataError(f"{target}: cannot be written: there is no folder {target.parent}.")
     result = run(scenario, progress=_progress_bar() if sys.stderr.isatty() else None)
     table = format_table(result)
     if args.json == "-":

@@ -44,7 +44,7 @@ class Estimator(ABC):
     Attributes:
         timings: when it may run. In lagged timing batch *t* is normalised with the statistics as
             of *t - 1*.
-        compensated: ask the bank for 48-bit means and variances.
+        compensated: ask for exactly taken moments, and for 48-bit means and variances in the bank.
         scalars: names and initial values of per-row float64 values it wants remembered.
         uses_time: whether `elapsed_seconds` matters to it.
     """

@@ -12,11 +12,11 @@ from streamadapt.moments import Moments
 
 
 class SourcePrior(Estimator):
-    """`N/(N+n) source + n/(N+n) batch` for mean and variance, `n` frames of the stream in the batch.
+    """`N/(N+n) source + n/(N+n) batch` for mean and variance.
 
-    The source counts as `N` pseudo-frames. Variances are averaged without the between-term, as in
-    the paper. Remembers nothing from batch to batch, and is synchronous for the same reason as
-    `BatchStatistics`.
+    `n` is the number of the stream's frames in the batch; the source counts as `N` pseudo-frames.
+    Variances are averaged without the between-term, as in the paper. Remembers nothing from batch
+    to batch, and is synchronous for the same reason as `BatchStatistics`.
 
     Args:
         source_weight: `N`, in frames, at least 0. The paper uses 8 to 256; 16 suits batches of a

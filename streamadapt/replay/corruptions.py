@@ -49,7 +49,7 @@ def corrupt(
 
     >>> grey = np.full((1, 8, 8, 3), 128, dtype=np.uint8)
     >>> int(corrupt(grey, "over_exposure", severity=1, rng=np.random.default_rng(0)).min())
-    156
+    153
     """
     if name not in CORRUPTIONS:
         raise ConfigurationError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from streamadapt.replay.chart import (
@@ -20,14 +20,18 @@ from streamadapt.replay.scores import rolling_accuracy
 _WIDE, _NARROW = 900, 400
 _EVENTS_SHOWN = 60
 _MARKERS_SHOWN = 12
+_NOT_MARKED = frozenset({"StreamAdmitted"})  # listed, but no news on a chart
 
 
-def render_page(result: ReplayResult, *, title: str) -> str:
+def render_page(
+    result: ReplayResult, *, title: str, remarks: Mapping[str, Sequence[str]] | None = None
+) -> str:
     """A self-contained HTML page: accuracy and distance over the stream, errors, events, set-up.
 
     Args:
         result: what `streamadapt.replay.run` returned.
         title: heading of the page.
+        remarks: further sections by heading, each a list of sentences, shown before the events.
     """
     accuracy = _accuracy(result)
     sections = [
@@ -45,6 +49,9 @@ def render_page(result: ReplayResult, *, title: str) -> str:
             )
         )
     sections.append(_section("Error by domain", _error_table(result), _error_note(result)))
+    for heading, sentences in (remarks or {}).items():
+        items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
+        sections.append(_section(heading, f"<ul class=remarks>{items}</ul>"))
     sections.append(_section("Events", _event_list(result)))
     sections.append(_section("Set-up", _setup(result)))
     body = "\n".join(sections)
@@ -161,8 +168,9 @@ def _markers(result: ReplayResult) -> list[Marker]:
         starts.append(starts[-1] + frames)
     return [
         Marker(starts[event.batch], str(number), f"{number}. {event.policy}: {_words(event)}")
-        for number, event in enumerate(result.events[:_MARKERS_SHOWN], start=1)
-    ]
+        for number, event in enumerate(result.events, start=1)
+        if event.kind not in _NOT_MARKED
+    ][:_MARKERS_SHOWN]
 
 
 def _batch_middles(result: ReplayResult) -> list[float]:
@@ -267,6 +275,8 @@ def _short(value: object) -> str:
         return f"{value:.3g}"
     if isinstance(value, list):
         return ", ".join(str(item) for item in value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
     return str(value)
 
 
@@ -332,6 +342,7 @@ th small{display:block;color:var(--soft);font-weight:400;font-size:.8rem}
 .total th,.total td{border-top:2px solid var(--rule)}
 .time th,.time td{color:var(--soft);font-size:.875rem}
 tbody tr:last-child>*{border-bottom:0}
+.remarks{margin:0;padding-left:1.2em}.remarks li{margin:4px 0}
 .events{margin:0;padding-left:1.6em;overflow-wrap:anywhere}
 .events li{margin:2px 0}.when{color:var(--soft);font-variant-numeric:tabular-nums}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:4px 20px;margin:0;font-size:.925rem}

@@ -128,6 +128,8 @@ class ProcessorPolicy:
         name: what tables and charts call it.
         estimator: an estimator; None is the processor's default.
         timing: as in `StreamProcessor`; None is the processor's default.
+        frames_per_second: rate of the camera clock that the processor reads: time passes with the
+            frames, so that a replay does not depend on how fast it runs.
         processor_kwargs: any other argument of `StreamProcessor`.
 
     Routine events (a step that updated) are not kept, the others are.
@@ -141,10 +143,17 @@ class ProcessorPolicy:
         estimator: streamadapt.estimators.Estimator | None = None,
         *,
         timing: Literal["lagged", "synchronous"] | None = None,
+        frames_per_second: float = 25.0,
         **processor_kwargs: Any,
     ) -> None:
         self.name = name
-        self._arguments: dict[str, Any] = {"estimator": estimator, **processor_kwargs}
+        self._frames_per_second = frames_per_second
+        self._frames = 0
+        self._arguments: dict[str, Any] = {
+            "estimator": estimator,
+            "clock": lambda: self._frames / self._frames_per_second,
+            **processor_kwargs,
+        }
         if timing is not None:
             self._arguments["timing"] = timing
         self.description = (
@@ -163,6 +172,7 @@ class ProcessorPolicy:
 
     def start(self, model: nn.Module) -> None:
         """Wrap the model."""
+        self._frames = 0
         self._processor = StreamProcessor(model, **{**self._arguments, "on_event": self._keep})
 
     def domain_started(self, frames: Iterable[Tensor]) -> None:
@@ -170,7 +180,9 @@ class ProcessorPolicy:
 
     def __call__(self, batch: Tensor) -> Tensor:
         """One step."""
-        scores: Tensor = self.processor(batch)
+        first, self._frames = self._frames, self._frames + len(batch)
+        times = [frame / self._frames_per_second for frame in range(first, self._frames)]
+        scores: Tensor = self.processor(batch, pts_seconds=times)
         return scores
 
     def distance(self) -> float | None:
@@ -195,8 +207,8 @@ class ProcessorPolicy:
             self._own_on_event(event)
 
 
-def build_policy(spec: PolicySpec) -> Policy:
-    """The policy that a scenario describes.
+def build_policy(spec: PolicySpec, *, frames_per_second: float = 25.0) -> Policy:
+    """The policy that a scenario describes, on a camera of `frames_per_second`.
 
     Raises:
         ScenarioError: no such estimator, or parameters that it does not take.
@@ -206,7 +218,7 @@ def build_policy(spec: PolicySpec) -> Policy:
     if spec.kind == "adabn":
         return _construct(spec, AdaBNPolicy)
     if spec.estimator is None:
-        return ProcessorPolicy(spec.name, timing=spec.timing)
+        return ProcessorPolicy(spec.name, timing=spec.timing, frames_per_second=frames_per_second)
     known = _estimator_classes()
     if spec.estimator not in known:
         raise ScenarioError(
@@ -222,7 +234,7 @@ def build_policy(spec: PolicySpec) -> Policy:
     timing = spec.timing
     if timing is None and "lagged" not in estimator.timings:
         timing = "synchronous"  # it runs in no other, so there is nothing to choose
-    return ProcessorPolicy(spec.name, estimator, timing=timing)
+    return ProcessorPolicy(spec.name, estimator, timing=timing, frames_per_second=frames_per_second)
 
 
 def _construct(spec: PolicySpec, kind: type[FrozenPolicy]) -> Policy:

@@ -141,7 +141,7 @@ class ReplayResult:
         """Plain lists, numbers and strings.
 
         All that was measured with a clock is under `durations`; the rest is the same, byte for
-        byte, for the same seed, versions and machine.
+        byte, for the same seed, versions, machine and number of threads.
         """
         return {
             "schema_version": SCHEMA_VERSION,

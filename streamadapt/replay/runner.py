@@ -57,7 +57,8 @@ def run(
     """
     started = time.perf_counter()
     if policies is None:
-        policies = [build_policy(spec) for spec in scenario.policies]
+        rate = scenario.frames_per_second
+        policies = [build_policy(spec, frames_per_second=rate) for spec in scenario.policies]
     names = [policy.name for policy in policies]
     if not names or len(set(names)) < len(names):
         raise ConfigurationError(f"Policies need names of their own, got {names}.")

@@ -112,6 +112,7 @@ class Scenario:
         order: `"iid"`, or `"dirichlet"` for class-correlated frames.
         dirichlet_alpha: how evenly a class spreads over time; the smaller, the longer the runs.
         resize: (height, width) in pixels that images are brought to, or None.
+        frames_per_second: camera time between frames, for estimators that think in seconds.
         mean: per channel, taken from x/255.
         std: per channel, the divisor after that.
         base: folder that a relative `data` starts from; not part of the configuration hash.
@@ -127,6 +128,7 @@ class Scenario:
     order: Order = "iid"
     dirichlet_alpha: float = 0.1
     resize: tuple[int, int] | None = None
+    frames_per_second: float = 25.0
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     base: Path = field(default=Path(), compare=False)
@@ -149,6 +151,10 @@ class Scenario:
         if not 0 < self.dirichlet_alpha < float("inf"):
             raise ScenarioError(
                 f"`dirichlet_alpha` must be above 0 and finite, got {self.dirichlet_alpha}."
+            )
+        if not 0 < self.frames_per_second < float("inf"):
+            raise ScenarioError(
+                f"`frames_per_second` must be above 0 and finite, got {self.frames_per_second}."
             )
         if self.resize is not None and min(self.resize) < 1:
             raise ScenarioError(f"`resize` must be at least 1 pixel, got {list(self.resize)}.")
@@ -244,6 +250,7 @@ _SCENARIO_KEYS: dict[str, tuple[type, ...]] = {
     "order": (str,),
     "dirichlet_alpha": (int, float),
     "resize": (int, list),
+    "frames_per_second": (int, float),
     "normalize": (dict,),
     "domain": (list,),
     "policy": (list,),

@@ -2,5 +2,6 @@
 
 from streamadapt.ops.collect.native import Scratch as Scratch
 from streamadapt.ops.collect.native import collect as collect
+from streamadapt.ops.collect.staged import StagedMoments as StagedMoments
 
-__all__ = ["Scratch", "collect"]
+__all__ = ["Scratch", "StagedMoments", "collect"]

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+from streamadapt.ops.collect.staged import StagedMoments
+
+_NO_EPS = 1e-30  # keeps a variance of zero from becoming an infinite inverse
 
 
 class Scratch:
@@ -18,71 +24,82 @@ class Scratch:
 
     def like(self, x: Tensor) -> Tensor:
         """An uninitialised contiguous fp32 tensor of `x`'s shape and device."""
-        if self._buffer is None or self._buffer.device != x.device:
-            self._buffer = None
-        if self._buffer is None or self._buffer.numel() < x.numel():
+        buffer = self._buffer
+        if buffer is None or buffer.device != x.device or buffer.numel() < x.numel():
+            self._buffer = None  # freed before its successor is allocated
             with torch.inference_mode(False):
-                self._buffer = torch.empty(x.numel(), dtype=torch.float32, device=x.device)
-        return self._buffer[: x.numel()].view(x.shape)
+                buffer = torch.empty(x.numel(), dtype=torch.float32, device=x.device)
+            self._buffer = buffer
+        return buffer[: x.numel()].view(x.shape)
 
 
-def collect(x: Tensor, scratch: Scratch) -> tuple[Tensor, Tensor]:
-    """Mean and population variance of every (frame, channel), fp32.
+def collect(x: Tensor, *, scratch: Scratch, exact: bool) -> StagedMoments:
+    """Mean and inverse standard deviation of every (frame, channel) of `x`.
 
     `torch.var_mean` on the CPU runs one scalar Welford recurrence an element and takes longer than
-    many convolutions. Here each pass is a vectorised ATen kernel: sum, subtract the frame's own
-    mean into a scratch buffer, sum of the remainder (corrects the mean to half an ulp), and its
-    squared norm. Subtracting first keeps the variance exact to a few ulp whatever `|mean| / sigma`.
+    many convolutions. Two ways around it:
+
+    - fast: group normalisation with one channel a group computes per-frame moments in one
+      vectorised, numerically stable pass. Its normalised output is thrown away, and it is still
+      the cheapest kernel that ATen has. Mean to about 2 ulp.
+    - `exact`: mean, subtract it into a scratch buffer, sum of the rest (which corrects the mean to
+      half an ulp), norm of the rest. For estimates that accumulate for ever.
 
     Args:
-        x: `[frames, channels, *spatial]`, any float dtype; contiguous or channels-last is fastest.
+        x: `[frames, channels, *spatial]`, any float dtype, at least one frame and position;
+            contiguous or channels-last is fastest. Detached.
         scratch: the buffer to work in, of one step at a time.
-
-    Returns:
-        Two fp32 tensors `[frames, channels]`, detached. Without positions both are zero.
+        exact: see above.
     """
-    x = x.detach()
-    frames, channels = x.shape[:2]
     if x.dim() == 2:
-        return x.float().clone(), x.new_zeros(x.shape, dtype=torch.float32)
-    if x.numel() == 0:
-        return (
-            x.new_zeros((frames, channels), dtype=torch.float32),
-            x.new_zeros((frames, channels), dtype=torch.float32),
-        )
-    if x.dtype == torch.float64:
-        var64, mean64 = torch.var_mean(x.flatten(2), dim=2, correction=0)
-        return mean64.float(), var64.float()
-    if x.device.type != "cpu":
-        # var_mean in half precision returns half precision.
-        var, mean = torch.var_mean(x.flatten(2).float(), dim=2, correction=0)
-        return mean, var
+        mean = x.to(dtype=torch.float32, copy=True)
+        return StagedMoments(mean, torch.full_like(mean, torch.inf))
+    if x.device.type != "cpu" or x.dtype == torch.float64:
+        # In half precision var_mean would return half precision.
+        wide = x if x.dtype == torch.float64 else x.float()
+        std, mean = torch.std_mean(wide.flatten(2), dim=2, correction=0)
+        return StagedMoments(mean.float(), std.reciprocal_().float())
     if _channels_last(x):
-        return _collect_channels_last(x.movedim(1, -1).flatten(1, -2), scratch)
-    return _collect_contiguous(x.flatten(2), scratch)
+        if x.shape[0] == 1 and not exact and x.dtype == torch.float32:
+            # A batch of one: the batch's moments are the frame's.
+            mean, var = torch.ops.aten.batch_norm_update_stats(x, None, None, 0.0)
+            return StagedMoments(mean.unsqueeze(0), var.unsqueeze(0).rsqrt_())
+        return _channels_last_passes(x.movedim(1, -1).flatten(1, -2), scratch, exact)
+    if exact:
+        return _exact_passes(x.flatten(2), scratch)
+    frames, channels, *spatial = x.shape
+    _, mean, inverse = torch.native_group_norm(
+        x.float().contiguous(),
+        None,
+        None,
+        frames,
+        channels,
+        math.prod(spatial),
+        channels,
+        _NO_EPS,
+    )
+    return StagedMoments(mean, inverse)
 
 
-def _collect_contiguous(x: Tensor, scratch: Scratch) -> tuple[Tensor, Tensor]:
-    """`x` is `[frames, channels, positions]`."""
-    positions = x.shape[2]
-    mean = x.sum(dim=2, dtype=torch.float32).div_(positions)
-    rest = torch.sub(x, mean.unsqueeze(2), out=scratch.like(x))
-    correction = rest.sum(dim=2).div_(positions)
-    var = torch.linalg.vector_norm(rest, dim=2).square_().div_(positions)
-    var.sub_(correction.square()).clamp_(min=0.0)
-    return mean.add_(correction), var
+def _exact_passes(flat: Tensor, scratch: Scratch) -> StagedMoments:
+    """`flat` is `[frames, channels, positions]`."""
+    positions = flat.shape[2]
+    mean = torch.mean(flat, dim=2, dtype=torch.float32)
+    rest = torch.sub(flat, mean.unsqueeze(2), out=scratch.like(flat))
+    inverse = torch.linalg.vector_norm(rest, dim=2).reciprocal_().mul_(positions**0.5)
+    return StagedMoments(mean.add_(rest.sum(dim=2), alpha=1.0 / positions), inverse)
 
 
-def _collect_channels_last(x: Tensor, scratch: Scratch) -> tuple[Tensor, Tensor]:
-    """`x` is `[frames, positions, channels]`, channels innermost in memory."""
-    positions = x.shape[1]
-    mean = x.sum(dim=1, dtype=torch.float32).div_(positions)
-    rest = torch.sub(x, mean.unsqueeze(1), out=scratch.like(x))
-    correction = rest.sum(dim=1).div_(positions)
+def _channels_last_passes(flat: Tensor, scratch: Scratch, exact: bool) -> StagedMoments:
+    """`flat` is `[frames, positions, channels]`, channels innermost in memory."""
+    positions = flat.shape[1]
+    mean = torch.mean(flat, dim=1, dtype=torch.float32)
+    rest = torch.sub(flat, mean.unsqueeze(1), out=scratch.like(flat))
+    if exact:
+        mean.add_(rest.sum(dim=1), alpha=1.0 / positions)
     # A norm along an outer dimension is not vectorised; squares in place and a sum are.
-    var = rest.square_().sum(dim=1).div_(positions)
-    var.sub_(correction.square()).clamp_(min=0.0)
-    return mean.add_(correction), var
+    squares = torch.sum(rest.square_(), dim=1)
+    return StagedMoments(mean, squares.rsqrt_().mul_(positions**0.5))
 
 
 def _channels_last(x: Tensor) -> bool:

@@ -12,9 +12,9 @@ from streamadapt.moments import Moments
 
 @dataclass(frozen=True, eq=False)
 class FrameMoments:
-    """What a step observed: fp32 `mean`, `var` `[frames, channels]`; `positions` `[channels]`.
+    """What a step observed: `mean`, `var` `[frames, channels]`; `positions` `[channels]`; float64.
 
-    `positions` (float64) is how many values a frame has in each channel, zero where the layer was
+    `positions` is how many values a frame has in each channel, zero where the layer was
     not executed.
     """
 
@@ -42,15 +42,16 @@ def reduce_frames(observed: FrameMoments, weights: Tensor) -> Reduced:
         observed: per-frame moments.
         weights: `[rows, frames]` float64, at least zero.
     """
-    finite = torch.isfinite(observed.mean).all(dim=1) & torch.isfinite(observed.var).all(dim=1)
+    # A single non-finite value makes the sum non-finite; in float64 nothing else does.
+    finite = torch.isfinite((observed.mean + observed.var).sum(dim=1))
     weights = weights * finite
     frames = weights.sum(dim=1, keepdim=True)
-    column = finite.unsqueeze(1)
-    mean = torch.where(column, observed.mean, 0.0).double()
-    var = torch.where(column, observed.var, 0.0).double()
     count = frames * observed.positions
-    if mean.shape[0] == 1 and weights.shape[0] == 1:
-        return Reduced(Moments(count, mean, var), frames, finite)
+    if weights.shape == (1, 1):  # nothing to pool; a frame that is not finite has count zero
+        return Reduced(Moments(count, observed.mean, observed.var), frames, finite)
+    column = finite.unsqueeze(1)
+    mean = torch.where(column, observed.mean, 0.0)
+    var = torch.where(column, observed.var, 0.0)
     share = weights / frames.clamp(min=1e-300)
     pooled = share @ mean
     owner = (weights > 0).to(mean.dtype)

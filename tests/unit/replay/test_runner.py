@@ -125,6 +125,20 @@ def test_same_seed_same_json_but_for_the_durations(data: LabelledData, order: An
     assert texts[0] == texts[1]
 
 
+def test_camera_time_passes_with_the_frames_not_with_the_clock(data: LabelledData) -> None:
+    def distances(rate: float, **parameters: float) -> Any:
+        spec = PolicySpec("ema", estimator="EMA", parameters=parameters)
+        result = run(
+            scenario(policies=(spec,), frames_per_second=rate), model=brightness(), data=data
+        )
+        return result.policy("ema").distance
+
+    frames = distances(5.0, half_life_frames=40)
+    assert distances(5.0, half_life_seconds=8) == distances(5.0, half_life_seconds=8)
+    assert distances(5.0, half_life_seconds=8) == pytest.approx(frames)
+    assert distances(50.0, half_life_seconds=8)[8] < frames[8] / 3
+
+
 def test_json_says_what_was_run(result: ReplayResult) -> None:
     content = json.loads(result.to_json())
     assert content["schema_version"] == 1
@@ -330,6 +344,8 @@ def test_command_raises_what_main_turns_into_one_line(files: Path) -> None:
         call(str(files / "s.toml"), "--model", "absent_model:make")
     with pytest.raises(DataError, match="no such file or folder"):
         call(str(files / "s.toml"), "--data", "absent.npz")
+    with pytest.raises(DataError, match="cannot be written: there is no folder"):
+        call(str(files / "s.toml"), "--html", str(files / "absent" / "r.html"))
     np.savez(files / "d.npz", x=np.zeros((9, 8, 8, 3), np.uint8))
     with pytest.raises(DataError, match="no labels"):
         call(str(files / "s.toml"))

@@ -94,7 +94,7 @@ def test_a_small_file_gets_the_defaults(tmp_path: Path) -> None:
 def test_an_unknown_key_is_named_with_the_known_ones(tmp_path: Path) -> None:
     assert complaint(tmp_path, "batchsize = 3\n" + SMALL) == (
         "unknown key `batchsize`. Did you mean `batch_size`? Known: name, model, data, seed, "
-        "batch_size, order, dirichlet_alpha, resize, normalize, domain, policy."
+        "batch_size, order, dirichlet_alpha, resize, frames_per_second, normalize, domain, policy."
     )
     assert complaint(tmp_path, SMALL + "strength = 3\n") == (
         "domain 1 `day`: unknown key `strength`. Known: name, corruption, severity, samples."
@@ -133,6 +133,10 @@ def test_an_unknown_key_is_named_with_the_known_ones(tmp_path: Path) -> None:
         (
             "dirichlet_alpha = nan\n" + SMALL,
             "`dirichlet_alpha` must be above 0 and finite, got nan.",
+        ),
+        (
+            "frames_per_second = 0\n" + SMALL,
+            "`frames_per_second` must be above 0 and finite, got 0.",
         ),
         ("resize = [8]\n" + SMALL, "`resize` must be 2 whole numbers, got [8]."),
         ("resize = 0\n" + SMALL, "`resize` must be at least 1 pixel, got [0, 0]."),

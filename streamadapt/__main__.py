@@ -1,0 +1,7 @@
+"""`python -m streamadapt`."""
+
+import sys
+
+from streamadapt.cli import main
+
+sys.exit(main())

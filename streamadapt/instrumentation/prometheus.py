@@ -1,0 +1,287 @@
+"""A processor's counters, durations and gauges for Prometheus."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from streamadapt import events as ev
+from streamadapt.errors import ConfigurationError, ModelStateError, StreamError
+from streamadapt.instrumentation.tally import COUNTERS, HISTOGRAMS, Tally
+from streamadapt.processor import StreamProcessor
+
+_NAMESPACE = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
+_HELP = {
+    "batches": "Batches that went through the model.",
+    "frames": "Frames that went through the model.",
+    "updates": "Batches by what they did to the statistics.",
+    "rollbacks": "Returns to an earlier state.",
+    "frames_rejected": "Frames with no weight in the update; their outputs were still returned.",
+    "events": "Events by class.",
+    "inference_duration_seconds": "Time of a batch in the model, moments included.",
+    "update_duration_seconds": "Time of a batch's update after the model, where one was tried.",
+    "source_distance": "Distance of the statistics from the source, mean over layers.",
+    "last_update_age_seconds": "Time since the statistics were last updated.",
+    "streams": "Streams that have statistics of their own.",
+    "frozen": "1 while updates are stopped.",
+    "healthy": "1 while nothing keeps the runtime from updating; says nothing of the answers.",
+}
+log = logging.getLogger("streamadapt")
+
+
+@dataclass(frozen=True)
+class _Readings:
+    """Values of the gauges at one time; those of a processor that is gone when empty."""
+
+    by_stream: Mapping[str, Mapping[str, float]] = field(
+        default_factory=lambda: {"source_distance": {}, "last_update_age_seconds": {}}
+    )
+    plain: Mapping[str, float | None] = field(
+        default_factory=lambda: {"streams": None, "frozen": None, "healthy": 0.0}
+    )
+
+
+class PrometheusExporter(Collector):
+    """Serves a processor's metrics, and stays out of its way.
+
+    Counters start when the exporter is made. Gauges are read from the processor when somebody
+    scrapes; an unwrapped processor has none any more, and is not healthy. The number of series is
+    bounded: streams and rollback reasons beyond the bound are counted together as `_other`, where
+    a gauge is the largest of them.
+
+    Args:
+        processor: whose metrics.
+        port: where to serve `/metrics`; 0 takes a free one, None serves nothing (for a registry
+            that is served elsewhere).
+        addr: address to listen on; only this machine by default.
+        registry: where to register; one of its own by default.
+        namespace: first word of every name.
+        max_stream_labels: how many streams get series of their own, first come, first served.
+
+    Raises:
+        ConfigurationError: the port is taken or the address is not this machine's; the registry
+            has these names already; an argument out of range.
+        ModelStateError: the processor is unwrapped.
+
+    Example:
+        >>> import torch, streamadapt as sa
+        >>> from streamadapt.instrumentation import PrometheusExporter
+        >>> model = torch.nn.Sequential(torch.nn.BatchNorm2d(3)).eval()
+        >>> processor = sa.StreamProcessor(model)
+        >>> with PrometheusExporter(processor, port=None) as exporter:
+        ...     _ = processor(torch.ones(4, 3, 8, 8))
+        ...     exporter.registry.get_sample_value(
+        ...         "streamadapt_frames_total", {"stream": "default"}
+        ...     )
+        4
+    """
+
+    def __init__(
+        self,
+        processor: StreamProcessor,
+        *,
+        port: int | None = 9400,
+        addr: str = "127.0.0.1",
+        registry: CollectorRegistry | None = None,
+        namespace: str = "streamadapt",
+        max_stream_labels: int = 64,
+    ) -> None:
+        if port is not None and not 0 <= port <= 65535:
+            raise ConfigurationError(f"`port` must be from 0 to 65535 or None, got {port}.")
+        if not _NAMESPACE.fullmatch(namespace):
+            raise ConfigurationError(
+                f"`namespace` must be letters, digits and underscores, got {namespace!r}."
+            )
+        if max_stream_labels < 0:
+            raise ConfigurationError(
+                f"`max_stream_labels` must be at least 0, got {max_stream_labels}."
+            )
+        with suppress(StreamError):  # several streams: it answers, which is all that is asked
+            processor.drift()
+        self.registry = CollectorRegistry() if registry is None else registry
+        self.addr = addr
+        self._processor = processor
+        self._namespace = namespace
+        self._tally = Tally(max_streams=max_stream_labels)
+        self._unwrapped = False
+        self._info = self._constants()
+        self._register()
+        self._server, self._thread = None, None
+        if port is not None:
+            try:
+                self._server, self._thread = start_http_server(port, addr, self.registry)
+            except OSError as error:
+                self.registry.unregister(self)
+                raise ConfigurationError(
+                    f"Cannot serve metrics on {addr}:{port}: {error.strerror or error}. Choose "
+                    "another `port`, 0 for any free one, or None to serve nothing."
+                ) from error
+        self._unsubscribe: Callable[[], None] | None = processor.subscribe(self._receive)
+
+    @property
+    def port(self) -> int | None:
+        """The port that is served; None where nothing is."""
+        return None if self._server is None else int(self._server.server_port)
+
+    @property
+    def url(self) -> str | None:
+        """Where to scrape; None where nothing is served."""
+        host = f"[{self.addr}]" if ":" in self.addr else self.addr
+        return None if self._server is None else f"http://{host}:{self.port}/metrics"
+
+    def close(self) -> None:
+        """Stop listening to the processor, give the names and the port back."""
+        if self._unsubscribe is None:
+            return
+        self._unsubscribe()
+        self._unsubscribe = None
+        with suppress(KeyError):
+            self.registry.unregister(self)
+        if self._server is not None and self._thread is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._thread.join()
+        self._server, self._thread = None, None
+
+    def __enter__(self) -> PrometheusExporter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _receive(self, event: ev.Event) -> None:
+        self._tally.add(event)
+        if isinstance(event, ev.Unwrapped):
+            self._unwrapped = True
+
+    # What Prometheus reads ---------------------------------------------------------------------
+
+    def describe(self) -> Iterator[Metric]:
+        """Every family without a value, so that a registry sees names that are taken."""
+        yield from self._families(
+            {name: {} for name in COUNTERS}, {name: {} for name in HISTOGRAMS}
+        )
+        yield from self._gauges(_Readings())
+        yield InfoMetricFamily(self._namespace, "")
+
+    def collect(self) -> Iterator[Metric]:
+        """All families as they are now. Never raises."""
+        yield from self._families(self._tally.counts(), self._tally.durations())
+        try:
+            readings = self._read()
+            info = {**self._info, "mode": self._processor.mode}
+        except Exception:
+            # A gauge that fails must not take the counters with it: they say what happened.
+            log.exception("gauges could not be read; this scrape goes without them")
+            readings, info = _Readings(), dict(self._info)
+        yield from self._gauges(readings)
+        yield InfoMetricFamily(self._namespace, "What runs, and how.", value=info)
+
+    def _read(self) -> _Readings:
+        """The gauges' values; only `healthy`, at zero, once the processor is unwrapped."""
+        processor = self._processor
+        if self._unwrapped:
+            return _Readings()
+        try:
+            return _Readings(
+                by_stream={
+                    "source_distance": self._by_stream(lambda one: processor.drift(one).overall),
+                    "last_update_age_seconds": self._by_stream(processor.update_age_seconds),
+                },
+                plain={
+                    "streams": float(len(processor.streams)),
+                    "frozen": float(processor.frozen),
+                    "healthy": float(processor.status.healthy),
+                },
+            )
+        except ModelStateError:  # unwrapped since the line above
+            return _Readings()
+
+    def _by_stream(self, read: Callable[[Hashable], float | None]) -> dict[str, float]:
+        values: dict[str, float] = {}
+        for stream in self._processor.streams:
+            try:
+                value = read(stream)
+            except StreamError:  # dropped since the line above
+                continue
+            if value is not None:
+                label = self._tally.stream_label(stream)
+                values[label] = max(value, values.get(label, value))
+        return values
+
+    def _families(
+        self,
+        counts: Mapping[str, Mapping[tuple[str, ...], int]],
+        durations: Mapping[str, Mapping[str, tuple[Sequence[Any], float]]],
+    ) -> Iterator[Metric]:
+        for name, labels in COUNTERS.items():
+            counter = CounterMetricFamily(self._name(name), _HELP[name], labels=labels)
+            for values, count in counts[name].items():
+                counter.add_metric(values, count)
+            yield counter
+        for name in HISTOGRAMS:
+            histogram = HistogramMetricFamily(
+                self._name(name), _HELP[name], labels=("timing",), unit="seconds"
+            )
+            for timing, (buckets, total) in durations[name].items():
+                histogram.add_metric([timing], buckets, total)
+            yield histogram
+
+    def _gauges(self, readings: _Readings) -> Iterator[Metric]:
+        for name, values in readings.by_stream.items():
+            unit = "seconds" if name.endswith("_seconds") else ""
+            gauge = GaugeMetricFamily(self._name(name), _HELP[name], labels=("stream",), unit=unit)
+            for stream, value in values.items():
+                gauge.add_metric([stream], value)
+            yield gauge
+        for name, number in readings.plain.items():
+            gauge = GaugeMetricFamily(self._name(name), _HELP[name])
+            if number is not None:
+                gauge.add_metric([], number)
+            yield gauge
+
+    def _name(self, name: str) -> str:
+        return f"{self._namespace}_{name}"
+
+    def _constants(self) -> dict[str, str]:
+        from streamadapt import __version__  # not known while the package itself is imported
+
+        described = self._processor.describe()
+        return {
+            "version": __version__,
+            "model": described.model,
+            "estimator": described.estimator,
+            "timing": described.timing,
+        }
+
+    def _register(self) -> None:
+        try:
+            self.registry.register(self)
+        except ValueError as error:
+            raise ConfigurationError(
+                f"This registry has metrics named {self._namespace}_... already, perhaps those of "
+                "another processor. Give each processor a `registry` or a `namespace` of its own."
+            ) from error
+
+    def __repr__(self) -> str:
+        return f"PrometheusExporter({self._processor!r}, url={self.url!r})"
