@@ -200,15 +200,18 @@ class StatisticsBank:
         parts = (self.data, self.counts, self.frames, self.updates, self.scalars)
         return sum(part.element_size() * part[0].numel() for part in parts)
 
-    def set_source(self, source: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Replace the source statistics and put every row back on them."""
+    def set_source(
+        self, source: Sequence[tuple[Tensor, Tensor]], *, reset_rows: bool = True
+    ) -> None:
+        """Replace the source statistics, and by default put every row back on them."""
         with torch.inference_mode(False), torch.no_grad():
             for layer, (mean, var) in zip(self.layout.layers, source, strict=True):
                 self.source[0, layer.span] = mean.to(self.source)
                 self.source[1, layer.span] = var.to(self.source)
             self._wide_source = self.source.double()
             self._no_count = torch.zeros_like(self._wide_source[0])
-            self.reset(range(self.rows))
+            if reset_rows:
+                self.reset(range(self.rows))
 
     def reset(self, rows: Sequence[int] | range) -> None:
         """Put rows back on the source, with all counters at their start."""

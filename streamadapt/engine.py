@@ -23,7 +23,6 @@ from streamadapt.moments import Moments
 from streamadapt.ops.reduce import reduce_frames
 from streamadapt.ops.remap import remap_coefficients
 from streamadapt.taps import BufferBinding, Inventory, ModelTap, Staging, Step, verify_remappable
-from streamadapt.taps.binding import Pairs
 from streamadapt.taps.step import Coefficients
 
 
@@ -134,7 +133,7 @@ class AdaptationEngine:
                 "The model's BatchNorm layers are on several devices now. Put the whole model on "
                 "one device."
             )
-        replaced = binding.loaded or not self._same_values(held)
+        replaced = binding.loaded or not binding.only_converted()
         if device != self.device:
             self.bank.to(device)
             self.tap.moved(device)
@@ -147,17 +146,11 @@ class AdaptationEngine:
             binding.bind(self.bank, 0)
         else:
             binding.adopt_held()
+            if not replaced:
+                # What the model holds may be rounded; inputs must be moved onto exactly that.
+                self.bank.set_source(held, reset_rows=False)
         dtypes = sorted({str(mean.dtype).removeprefix("torch.") for mean, _ in held})
         return Repair(replaced, str(device), tuple(dtypes))
-
-    def _same_values(self, held: Pairs) -> bool:
-        for index, layer in enumerate(self.layout.layers):
-            here = self.bank.data[0, :2] if self.binding.bound else self.bank.source
-            for field, buffer in enumerate(held[index]):
-                mine = here[field, layer.span].to(device=buffer.device, dtype=buffer.dtype)
-                if not torch.equal(mine, buffer):
-                    return False
-        return True
 
     @contextmanager
     def armed(self, where: StepRows, *, entries: int | None, observe: bool) -> Iterator[Step]:

@@ -517,6 +517,16 @@ class StreamProcessor:
         return dict(self._outbox.counts)
 
     @property
+    def handler_errors(self) -> int:
+        """How many calls of event handlers raised; each was logged."""
+        return self._outbox.handler_errors
+
+    @property
+    def closed(self) -> bool:
+        """Whether the model has been unwrapped."""
+        return self._closed
+
+    @property
     def status(self) -> Status:
         """Health of the runtime: what keeps it from updating, if anything does."""
         with self._state_lock:

@@ -68,6 +68,15 @@ class BufferBinding:
                 return False
         return True
 
+    def only_converted(self) -> bool:
+        """Whether the model holds what was put there, if in another place or dtype."""
+        pairs = zip(self.current(), self._expected, strict=True)
+        return all(
+            torch.equal(held, expected.to(device=held.device, dtype=held.dtype))
+            for pair in pairs
+            for held, expected in zip(*pair, strict=True)
+        )
+
     def bind(self, bank: StatisticsBank, row: int) -> None:
         """Let the model read `row`."""
         self._views = bank.views(row)
