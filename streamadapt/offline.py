@@ -146,15 +146,15 @@ def _layerwise(model: nn.Module, engine: AdaptationEngine, batches: Iterable[Any
                     model(frames)
             observed = step.frame_moments(index)
             if observed is not None:
+                if not bool(torch.isfinite(observed.mean + observed.var).all()):
+                    raise DataError(
+                        f"The input of layer {engine.layout.layers[index].name!r} is not finite "
+                        "for some frame. Leave that frame out."
+                    )
                 found = _pooled(observed)
                 total = found if total is None else total.merge(found)
         if total is None:
             raise DataError("`batches` held frames in one pass and none in a later one.")
-        if not bool(torch.isfinite(total.mean).all() & torch.isfinite(total.var).all()):
-            raise DataError(
-                f"The input of layer {engine.layout.layers[index].name!r} is not finite for some "
-                "frame. Leave that frame out."
-            )
         engine.write_layer(0, index, total)
 
 

@@ -70,7 +70,7 @@ class StreamRows:
             missing = len(new) - len(free)
             idle = [stream for stream in self._rows if stream not in index]
             if self._when_full == "error" or missing > len(idle):
-                raise StreamError(self._full(new[0], len(distinct)))
+                raise StreamError(self._full(new[len(free)], len(distinct)))
             evicted = tuple(idle[:missing])
             free += [self._rows[stream] for stream in evicted]
         fresh = dict(zip(new, free, strict=False))

@@ -97,6 +97,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 def population(inputs: list[Tensor]) -> tuple[np.ndarray, np.ndarray]:
     """Float64 mean and population variance of all values of each channel."""
     flat = np.concatenate(
-        [x.double().numpy().transpose(1, 0, 2, 3).reshape(x.shape[1], -1) for x in inputs], axis=1
+        [x.detach().double().numpy().transpose(1, 0, 2, 3).reshape(x.shape[1], -1) for x in inputs],
+        axis=1,
     )
     return flat.mean(axis=1), flat.var(axis=1)
