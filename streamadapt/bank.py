@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from streamadapt.moments import Moments
+from streamadapt.transfer import upload
 
 ALIGNMENT_CHANNELS = 32  # 128 bytes of fp32: every slice starts on a cache line and a DRAM sector
 
@@ -100,7 +101,8 @@ class State:
     """What an estimator knows of some rows: float64, `[rows, channels]` unless said.
 
     Attributes:
-        moments: the current estimate; `count` is the number of positions it rests on.
+        moments: the current estimate; `count` is the number of positions it rests on, zero for
+            estimators that do not ask for it.
         source: the deployed model's statistics, `[channels]` tensors.
         frames: `[rows, 1]`, frames accepted so far.
         updates: `[rows, 1]`, commits so far.
@@ -156,6 +158,9 @@ class StatisticsBank:
         source: the deployed model's mean and variance, one pair a layer, any float dtype.
         device: where it lives.
         compensated: keep the low-order halves.
+        counted: hand the estimator the counts of positions, and keep those it returns. Otherwise
+            they are added up here, and it sees zeros: spreading them over the channels costs as
+            much as the rest of a read.
         scalars: names and initial values of the estimator's scalars.
     """
 
@@ -167,11 +172,13 @@ class StatisticsBank:
         source: Sequence[tuple[Tensor, Tensor]],
         device: torch.device,
         compensated: bool = False,
+        counted: bool = False,
         scalars: Mapping[str, float] | None = None,
     ) -> None:
         self.layout = layout
         self.rows = rows
         self.compensated = compensated
+        self.counted = counted
         self.scalar_names = tuple(scalars or ())
         self._initial_scalars = tuple((scalars or {}).values())
         fields, layers = (4 if compensated else 2), len(layout.layers)
@@ -245,7 +252,9 @@ class StatisticsBank:
         mean, var = data[:, 0], data[:, 1]
         if self.compensated:
             mean, var = mean + data[:, 2], var + data[:, 3]
-        count = self.layout.per_channel(self.counts[index])[:, span]
+        count = self._no_count[span].expand_as(mean)
+        if self.counted:
+            count = self.layout.per_channel(self.counts[index])[:, span]
         source = self._wide_source[:, span]
         scalars = self.scalars[index]
         return State(
@@ -264,8 +273,9 @@ class StatisticsBank:
         rows: Sequence[int],
         new: State,
         *,
-        seen: Tensor | None,
         frames: Tensor,
+        positions: Tensor,
+        unobserved: bool,
     ) -> tuple[Tensor, Tensor]:
         """Write a step's result for rows: every layer of a row, or none of it.
 
@@ -275,9 +285,10 @@ class StatisticsBank:
         Args:
             rows: which rows, each at most once.
             new: the estimator's proposal, all padded channels.
-            seen: `[padded channels]` bool, channels of layers that were executed; the others keep
-                their values while their row is committed. None: all of them.
             frames: `[rows, 1]` float64, accepted frames of each row in this step.
+            positions: `[layers]` float64, of one frame; zero where a layer was not executed.
+            unobserved: whether there is such a layer. It keeps its values while its row is
+                committed.
 
         Returns:
             Two bool tensors `[rows]`: the rows that were committed, and those whose proposal was
@@ -285,14 +296,22 @@ class StatisticsBank:
         """
         index = self._index(rows)
         old, old_counts = self.data[index], self.counts[index]
-        wide = torch.stack([new.moments.mean, new.moments.var.clamp(min=0.0)], dim=1)
-        proposal = wide.float()
+        mean, var = new.moments.mean, new.moments.var.clamp(min=0.0)
+        proposal = torch.empty_like(old)
+        proposal[:, 0].copy_(mean)
+        proposal[:, 1].copy_(var)
         if self.compensated:
-            proposal = torch.cat([proposal, (wide - proposal).float()], dim=1)
-        counts = self.layout.per_layer(new.moments.count)
-        if seen is not None:
-            proposal = torch.where(seen, proposal, old)
-            counts = torch.where(self.layout.per_layer(seen), counts, old_counts)
+            proposal[:, 2].copy_(mean - proposal[:, 0])
+            proposal[:, 3].copy_(var - proposal[:, 1])
+        counts = (
+            self.layout.per_layer(new.moments.count)
+            if self.counted
+            else old_counts + frames * positions
+        )
+        if unobserved:
+            seen = positions > 0
+            proposal = torch.where(self.layout.per_channel(seen), proposal, old)
+            counts = torch.where(seen, counts, old_counts)
         # One value that is not finite makes the sum so; a float64 sum of fp32 values never is.
         finite = torch.isfinite(proposal.sum(dim=(1, 2), dtype=torch.float64))
         present = frames[:, 0] > 0
@@ -304,7 +323,10 @@ class StatisticsBank:
         if self.scalar_names:
             scalars = torch.cat([new.scalars[name] for name in self.scalar_names], dim=1)
             self.scalars[index] = torch.where(column, scalars, self.scalars[index])
-        self.data[index] = torch.where(column.unsqueeze(2), proposal, old)
+        if isinstance(index, slice):
+            torch.where(column.unsqueeze(2), proposal, old, out=old)
+        else:
+            self.data[index] = torch.where(column.unsqueeze(2), proposal, old)
         return accepted, present & ~finite
 
     def capture(self, rows: Sequence[int]) -> RowState:
@@ -343,10 +365,7 @@ class StatisticsBank:
         first, last = rows[0], rows[-1]
         if len(rows) == 1 or list(rows) == list(range(first, last + 1)):
             return slice(first, last + 1)
-        index = torch.tensor(rows, dtype=torch.long)
-        if self.device.type == "cuda":
-            return index.pin_memory().to(self.device, non_blocking=True)
-        return index.to(self.device)
+        return upload(torch.tensor(rows, dtype=torch.long), self.device)
 
     def __repr__(self) -> str:
         return (

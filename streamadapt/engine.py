@@ -24,6 +24,7 @@ from streamadapt.ops.reduce import reduce_frames
 from streamadapt.ops.remap import remap_coefficients
 from streamadapt.taps import BufferBinding, Inventory, ModelTap, Staging, Step, verify_remappable
 from streamadapt.taps.step import Coefficients
+from streamadapt.transfer import upload
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +99,7 @@ class AdaptationEngine:
             source=[layer.buffers for layer in self.layers],
             device=self.layers[0].buffers[0].device,
             compensated=estimator.compensated,
+            counted=estimator.counted,
             scalars=estimator.scalars,
         )
         self._staging = Staging(self.layout)
@@ -163,7 +165,7 @@ class AdaptationEngine:
         """
         index = None
         if where.entries is not None:
-            index = torch.tensor(where.entries, dtype=torch.long).to(self.device)
+            index = upload(torch.tensor(where.entries, dtype=torch.long), self.device)
         step = Step(
             self.layout,
             entries=entries,
@@ -201,8 +203,9 @@ class AdaptationEngine:
             accepted, refused = self.bank.commit(
                 where.rows,
                 new,
-                seen=observed.positions > 0 if step.unobserved else None,
                 frames=reduced.frames,
+                positions=observed.layer_positions,
+                unobserved=bool(step.unobserved),
             )
             self.binding.write_back()
             return Verdict(accepted, refused, weights.sum(dim=1) - reduced.frames[:, 0])
@@ -279,13 +282,13 @@ class AdaptationEngine:
             return torch.ones(1, entries, dtype=torch.float64, device=self.device)
         weights = torch.zeros(len(where.rows), entries, dtype=torch.float64)
         weights[torch.tensor(where.entries), torch.arange(entries)] = 1.0
-        return weights.to(self.device)
+        return upload(weights, self.device)
 
     def _elapsed(self, where: StepRows) -> Tensor:
         if not self.estimator.uses_time:
             return torch.zeros(1, 1, dtype=torch.float64, device=self.device)
         seconds = torch.tensor(where.elapsed_seconds, dtype=torch.float64)
-        return seconds.unsqueeze(1).to(self.device)
+        return upload(seconds.unsqueeze(1), self.device)
 
     def _lagged(self, rows: Sequence[int]) -> Coefficients:
         """Coefficients of all layers at once, from the committed state."""

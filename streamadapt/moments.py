@@ -57,10 +57,11 @@ class Moments:
         term is what PyTorch's running variance leaves out: the spread *between* the two. `count`
         is the sum of both counts.
         """
+        weight = torch.as_tensor(weight, dtype=self.mean.dtype, device=self.mean.device)
         difference = other.mean - self.mean
-        mean = self.mean + weight * difference
-        within = self.var + weight * (other.var - self.var)
-        var = within + weight * (1.0 - weight) * difference.square()
+        mean = torch.addcmul(self.mean, difference, weight)
+        within = torch.lerp(self.var, other.var, weight)
+        var = torch.addcmul(within, difference.square_(), weight * (1.0 - weight))
         return Moments(self.count + other.count, mean, var)
 
     def merge(self, other: Moments) -> Moments:

@@ -45,12 +45,14 @@ class Estimator(ABC):
         timings: when it may run. In lagged timing batch *t* is normalised with the statistics as
             of *t - 1*.
         compensated: ask for exactly taken moments, and for 48-bit means and variances in the bank.
+        counted: it needs `state.moments.count`, the positions behind its estimate, and returns it.
         scalars: names and initial values of per-row float64 values it wants remembered.
         uses_time: whether `elapsed_seconds` matters to it.
     """
 
     timings: ClassVar[frozenset[Timing]] = frozenset({"lagged", "synchronous"})
     compensated: bool = False
+    counted: bool = False
     scalars: Mapping[str, float] = MappingProxyType({})
     uses_time: bool = False
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
+
 from streamadapt.bank import State
 from streamadapt.errors import ConfigurationError
 from streamadapt.estimators.base import Estimator, Observation
@@ -68,8 +70,8 @@ class EMA(Estimator):
         return state.advance(
             Moments(
                 old.count + batch.count,
-                old.mean + weight * (batch.mean - old.mean),
-                old.var + weight * (batch.unbiased_var - old.var),
+                torch.lerp(old.mean, batch.mean, weight),
+                torch.lerp(old.var, batch.unbiased_var, weight),
             )
         )
 

@@ -32,6 +32,7 @@ class Welford(Estimator):
     """
 
     compensated = True
+    counted = True
 
     def __init__(self, max_frames: float | None = None, *, prior_frames: float = 0.0) -> None:
         if max_frames is not None and not (max_frames > 0 and math.isfinite(max_frames)):

@@ -14,6 +14,7 @@ from streamadapt.errors import StreamError
 from streamadapt.moments import Moments
 from streamadapt.ops.collect import Scratch, StagedMoments, collect
 from streamadapt.ops.reduce import FrameMoments
+from streamadapt.transfer import upload
 
 Coefficients = Callable[[int], tuple[Tensor, Tensor]]
 """From a layer's index to `scale` and `shift` of its input, `[rows, channels]` fp32."""
@@ -29,7 +30,7 @@ class Staging:
         self._layout = layout
         self._buffer: Tensor | None = None
         self._views: dict[int, list[Tensor]] = {}
-        self._positions: dict[tuple[float, ...], Tensor] = {}
+        self._positions: dict[tuple[float, ...], tuple[Tensor, Tensor]] = {}
         self.scratch = Scratch()
 
     def gather(
@@ -61,7 +62,7 @@ class Staging:
         torch._foreach_copy_(views, [part for one in staged if one is not None for part in one])
         rows = buffer[:entries]
         mean, var = StagedMoments(rows[:, 0], rows[:, 1]).moments()
-        return FrameMoments(mean, var, self._per_channel(tuple(positions)))
+        return FrameMoments(mean, var, *self._spread(tuple(positions)))
 
     def _views_of(self, entries: int) -> list[Tensor]:
         """Mean, inverse, mean, inverse, ... of the layers in turn."""
@@ -75,13 +76,14 @@ class Staging:
             ]
         return self._views[entries]
 
-    def _per_channel(self, positions: tuple[float, ...]) -> Tensor:
+    def _spread(self, positions: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+        """Positions of each channel and of each layer."""
         assert self._buffer is not None
         if positions not in self._positions:
             if len(self._positions) >= 8:
                 self._positions.clear()
-            per_layer = torch.tensor(positions, dtype=torch.float64).to(self._buffer.device)
-            self._positions[positions] = self._layout.per_channel(per_layer)
+            per_layer = upload(torch.tensor(positions, dtype=torch.float64), self._buffer.device)
+            self._positions[positions] = (self._layout.per_channel(per_layer), per_layer)
         return self._positions[positions]
 
 
@@ -152,7 +154,8 @@ class Step:
         if staged is None:
             return None
         mean, var = staged.moments()
-        return FrameMoments(mean, var, torch.full_like(mean[0], self.positions[index]))
+        positions = torch.full_like(mean[0], self.positions[index])
+        return FrameMoments(mean, var, positions, positions[:1])
 
     def all_moments(self) -> FrameMoments:
         """What was staged of all layers; those that were not executed have zero positions."""

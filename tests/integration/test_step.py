@@ -398,7 +398,7 @@ def test_frames_folded_into_the_batch():
     np.testing.assert_allclose(processor.statistics("a")["bn1"].mean, mean, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(processor.statistics("a")["bn1"].var, var, rtol=1e-4, atol=1e-5)
     undeclared = sa.StreamProcessor(randomise(Clips()), max_streams=2)
-    with pytest.raises(sa.errors.StreamError, match="'bn1'.*12 items for a batch of 4"):
+    with pytest.raises(sa.errors.StreamError, match=r"'bn1'.*12 items for a batch of 4"):
         undeclared(x, streams=names)
     alone = sa.StreamProcessor(randomise(Clips()), estimator=sa.estimators.EMA(1.0))
     alone(x)

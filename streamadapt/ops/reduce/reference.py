@@ -15,12 +15,13 @@ class FrameMoments:
     """What a step observed: `mean`, `var` `[frames, channels]`; `positions` `[channels]`; float64.
 
     `positions` is how many values a frame has in each channel, zero where the layer was
-    not executed.
+    not executed; `layer_positions` the same once a layer, `[layers]`.
     """
 
     mean: Tensor
     var: Tensor
     positions: Tensor
+    layer_positions: Tensor
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,185 @@
+"""States and observations for the laws: changed in ways whose effect is known, and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from streamadapt.bank import State
+from streamadapt.estimators import Estimator, Observation
+from streamadapt.moments import Moments
+from streamadapt.testing.fakes import fake_observation, fake_state
+
+_TOLERANCE = 1e-9  # float64, with room for a sum in another order
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a law is tried on: where the estimator comes from, and the size of the examples."""
+
+    make: Callable[[], Estimator]
+    seed: int
+    rows: int
+    channels: int
+
+    def cases(self, estimator: Estimator) -> Iterator[tuple[State, Observation]]:
+        """On the source, then after several updates; each with the same observation."""
+        for updates in (0, 2):
+            state = fake_state(
+                estimator, rows=self.rows, channels=self.channels, seed=self.seed, updates=updates
+            )
+            yield state, self.observation()
+
+    def observation(self, number: int = 0, *, positions: float | None = None) -> Observation:
+        """One of many, each with its own number."""
+        return fake_observation(
+            rows=self.rows,
+            channels=self.channels,
+            seed=self.seed + 100 + number,
+            positions=positions,
+        )
+
+
+Law = Callable[[Trial], Iterator[str]]
+"""Yields what is wrong; nothing when the law is kept. Its name, in words, is the law's."""
+
+
+def extremes(state: State, trial: Trial) -> Iterator[tuple[str, State, Observation]]:
+    """Finite inputs at the ends of their range, each with a description."""
+    seen = trial.observation()
+    ones = torch.ones_like(seen.moments.count)
+    flat = replace(seen.moments, var=torch.zeros_like(ones))
+    single = replace(seen, frames=torch.ones_like(seen.frames))
+    yield "ordinary values", state, seen
+    for what, var in (("one value", seen.moments.var), ("one value, variance 0", flat.var)):
+        lone = replace(single, moments=Moments(ones, seen.moments.mean, var))
+        yield f"a batch of {what}", state, lone
+    yield "constant channels", state, replace(seen, moments=flat)
+    yield "constant channels in state and batch", *moved(state, seen, factor=0.0)
+    for factor in (1e-30, 1e15):
+        old, new = moved(state, seen, factor=factor)
+        yield f"everything scaled by {factor:g}", old, new
+        yield f"a batch scaled by {factor:g}", state, new
+        yield f"a state scaled by {factor:g}", old, seen
+    yield "means 1e6 sigma from zero", *moved(state, seen, offset=1e6)
+    many = replace(state.moments, count=torch.full_like(ones, 2.0**50))
+    yield "a count of 2**50", replace(state, moments=many), seen
+    for seconds in (0.0, 1e9):
+        elapsed = torch.full_like(seen.elapsed_seconds, seconds)
+        yield f"{seconds:g} s since the last frames", state, replace(seen, elapsed_seconds=elapsed)
+
+
+def moved(
+    state: State, observed: Observation, *, factor: float = 1.0, offset: float = 0.0
+) -> tuple[State, Observation]:
+    """What the same streams would have given with every input `x` replaced by `factor x + offset`.
+
+    With `factor=0.0` all channels are constant.
+    """
+    return (
+        replace(
+            state,
+            moments=affine(state.moments, factor, offset),
+            source=affine(state.source, factor, offset),
+        ),
+        replace(observed, moments=affine(observed.moments, factor, offset)),
+    )
+
+
+def affine(moments: Moments, factor: float, offset: float) -> Moments:
+    """Moments of `factor x + offset`."""
+    return Moments(moments.count, factor * moments.mean + offset, factor**2 * moments.var)
+
+
+def fields(moments: Moments) -> Iterator[tuple[str, Tensor]]:
+    """The three tensors and their names."""
+    yield from (("count", moments.count), ("mean", moments.mean), ("var", moments.var))
+
+
+def results(state: State) -> Iterator[tuple[str, Tensor]]:
+    """What an update decides: moments and scalars."""
+    yield from fields(state.moments)
+    yield from sorted(state.scalars.items())
+
+
+def arguments(state: State, observed: Observation) -> dict[str, Tensor]:
+    """Every tensor that an update is given, by where it stands."""
+    named = {f"state.moments.{name}": tensor for name, tensor in fields(state.moments)}
+    named |= {f"state.source.{name}": tensor for name, tensor in fields(state.source)}
+    named |= {f"state.scalars[{name!r}]": tensor for name, tensor in state.scalars.items()}
+    named |= {f"observed.moments.{name}": tensor for name, tensor in fields(observed.moments)}
+    return named | {
+        "state.frames": state.frames,
+        "state.updates": state.updates,
+        "observed.frames": observed.frames,
+        "observed.elapsed_seconds": observed.elapsed_seconds,
+    }
+
+
+def channels_of(state: State, index: Tensor) -> State:
+    """Some channels of a state."""
+    return replace(
+        state, moments=_picked(state.moments, index, -1), source=_picked(state.source, index, -1)
+    )
+
+
+def channels_seen(observed: Observation, index: Tensor) -> Observation:
+    """Some channels of an observation."""
+    return replace(observed, moments=_picked(observed.moments, index, -1))
+
+
+def rows_of(state: State, index: Tensor) -> State:
+    """Some rows of a state; a row may be taken several times."""
+    return replace(
+        state,
+        moments=_picked(state.moments, index, 0),
+        frames=state.frames[index],
+        updates=state.updates[index],
+        scalars={name: tensor[index] for name, tensor in state.scalars.items()},
+    )
+
+
+def rows_seen(observed: Observation, index: Tensor) -> Observation:
+    """Some rows of an observation."""
+    return Observation(
+        _picked(observed.moments, index, 0),
+        observed.frames[index],
+        observed.elapsed_seconds[index],
+    )
+
+
+def with_row(observed: Observation, row: int, other: Observation) -> Observation:
+    """`other`, but with one row of `observed`."""
+    own = torch.arange(observed.frames.shape[0]).unsqueeze(1) == row
+    mixed = [
+        torch.where(own, mine, theirs)
+        for (_, mine), (_, theirs) in zip(
+            fields(observed.moments), fields(other.moments), strict=True
+        )
+    ]
+    return Observation(
+        Moments(*mixed),
+        torch.where(own, observed.frames, other.frames),
+        torch.where(own, observed.elapsed_seconds, other.elapsed_seconds),
+    )
+
+
+def unequal(new: State, wanted: State) -> Iterator[str]:
+    """Names of results that are not equal to the bit."""
+    for (name, got), (_, expected) in zip(results(new), results(wanted), strict=True):
+        if not torch.equal(got, expected):
+            yield f"`{name}`"
+
+
+def different(new: State, wanted: State) -> Iterator[str]:
+    """Names of results that differ by more than rounding, with by how much."""
+    for (name, got), (_, expected) in zip(results(new), results(wanted), strict=True):
+        if not torch.allclose(got, expected, rtol=_TOLERANCE, atol=_TOLERANCE):
+            yield f"`{name}` (by up to {(got - expected).abs().max().item():.3g})"
+
+
+def _picked(moments: Moments, index: Tensor, dim: int) -> Moments:
+    return Moments(*(tensor.index_select(dim, index) for _, tensor in fields(moments)))
