@@ -21,22 +21,20 @@ Coefficients = Callable[[int], tuple[Tensor, Tensor]]
 
 
 class Staging:
-    """All layers' moments of a step in one tensor, `[entries, 2, channels]` fp32.
-
-    Grows to the largest batch seen and then stays.
-    """
+    """Lines all layers' moments of a step up as the bank has them."""
 
     def __init__(self, layout: BankLayout) -> None:
         self._layout = layout
-        self._buffer: Tensor | None = None
-        self._views: dict[int, list[Tensor]] = {}
-        self._positions: dict[tuple[float, ...], tuple[Tensor, Tensor]] = {}
+        ends = [layer.start for layer in layout.layers[1:]] + [layout.padded_channels]
+        self._gaps = [end - layer.stop for layer, end in zip(layout.layers, ends, strict=True)]
+        self._fillers: dict[tuple[int, int, torch.device], StagedMoments] = {}
+        self._positions: dict[tuple[tuple[float, ...], torch.device], tuple[Tensor, Tensor]] = {}
         self.scratch = Scratch()
 
     def gather(
         self, staged: Sequence[StagedMoments | None], positions: Sequence[float], entries: int
     ) -> FrameMoments:
-        """Copy every layer's moments into place.
+        """All layers' moments side by side, `[entries, padded channels]`.
 
         Args:
             staged: of each layer, `[entries, channels]`; None where it was not executed.
@@ -44,47 +42,36 @@ class Staging:
             entries: batch size.
         """
         device = next(one.mean.device for one in staged if one is not None)
-        buffer = self._buffer
-        if buffer is None or buffer.shape[0] < entries or buffer.device != device:
-            # Padding channels have mean 0 and variance 1 for ever.
-            buffer = torch.zeros(entries, 2, self._layout.padded_channels, device=device)
-            buffer[:, 1] = 1.0
-            self._buffer = buffer
-            self._views.clear()
-            self._positions.clear()
-        views = self._views_of(entries)
-        if None in staged:
-            for index, one in enumerate(staged):
-                if one is None:
-                    views[2 * index].zero_()
-                    views[2 * index + 1].fill_(1.0)
-            views = [view for i, view in enumerate(views) if staged[i // 2] is not None]
-        torch._foreach_copy_(views, [part for one in staged if one is not None for part in one])
-        rows = buffer[:entries]
-        mean, var = StagedMoments(rows[:, 0], rows[:, 1]).moments()
-        return FrameMoments(mean, var, *self._spread(tuple(positions)))
+        parts: list[StagedMoments] = []
+        for layer, gap, one in zip(self._layout.layers, self._gaps, staged, strict=True):
+            parts.append(one or self._filler(entries, layer.channels, device))
+            if gap:
+                parts.append(self._filler(entries, gap, device))
+        mean = torch.cat([part.mean for part in parts], dim=1)
+        inverse = torch.cat([part.inverse for part in parts], dim=1)
+        return FrameMoments(
+            *StagedMoments(mean, inverse).moments(), *self._spread(tuple(positions), device)
+        )
 
-    def _views_of(self, entries: int) -> list[Tensor]:
-        """Mean, inverse, mean, inverse, ... of the layers in turn."""
-        assert self._buffer is not None
-        if entries not in self._views:
-            if len(self._views) >= 8:
-                self._views.clear()
-            rows = self._buffer[:entries]
-            self._views[entries] = [
-                rows[:, field, layer.span] for layer in self._layout.layers for field in (0, 1)
-            ]
-        return self._views[entries]
+    def _filler(self, entries: int, channels: int, device: torch.device) -> StagedMoments:
+        """Mean 0 and deviation 1, for channels that nothing was observed of."""
+        key = (entries, channels, device)
+        if key not in self._fillers:
+            if len(self._fillers) >= 256:
+                self._fillers.clear()
+            zeros = torch.zeros(entries, channels, device=device)
+            self._fillers[key] = StagedMoments(zeros, torch.ones_like(zeros))
+        return self._fillers[key]
 
-    def _spread(self, positions: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+    def _spread(self, positions: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
         """Positions of each channel and of each layer."""
-        assert self._buffer is not None
-        if positions not in self._positions:
+        key = (positions, device)
+        if key not in self._positions:
             if len(self._positions) >= 8:
                 self._positions.clear()
-            per_layer = upload(torch.tensor(positions, dtype=torch.float64), self._buffer.device)
-            self._positions[positions] = (self._layout.per_channel(per_layer), per_layer)
-        return self._positions[positions]
+            per_layer = upload(torch.tensor(positions, dtype=torch.float64), device)
+            self._positions[key] = (self._layout.per_channel(per_layer), per_layer)
+        return self._positions[key]
 
 
 class Step:

@@ -19,14 +19,12 @@ from streamadapt.testing.examples import (
     arguments,
     channels_of,
     channels_seen,
-    different,
     extremes,
     fields,
     moved,
     results,
     rows_of,
     rows_seen,
-    unequal,
     with_row,
 )
 
@@ -43,9 +41,10 @@ def check_estimator(
     The laws: it is a pure function of its arguments; results have the shape, dtype and scalars
     that it declares; they are finite, with variances of at least zero, for any finite input;
     channels are treated alike and rows never mix; scaling or shifting a layer's input scales or
-    shifts the statistics; camera time counts only where declared. In a `StatisticsBank`, absent
-    streams and layers that did not run stay as they are to the bit, and a proposal that is not
-    finite reaches no row. In a `StreamProcessor` it works in every timing that it declares.
+    shifts the statistics; camera time and counts matter only where declared. In a
+    `StatisticsBank`, absent streams and layers that did not run stay as they are to the bit, and a
+    proposal that is not finite reaches no row. In a `StreamProcessor` it works in every timing
+    that it declares.
 
     Args:
         estimator: one, or what makes one, such as its class.
@@ -153,7 +152,7 @@ def the_same_input_gives_the_same_result(trial: Trial) -> Iterator[str]:
         first = estimator.update(state, observed)
         estimator.update(state, trial.observation(1))
         for again in (estimator, trial.make()):
-            for name in unequal(again.update(state, observed), first):
+            for name in trial.unequal(again.update(state, observed), first):
                 yield f"{name} came out differently a second time"
 
 
@@ -170,7 +169,7 @@ def channels_are_treated_alike(trial: Trial) -> Iterator[str]:
             ("when channels are permuted", shuffled),
         ):
             new = estimator.update(channels_of(state, kept), channels_seen(observed, kept))
-            for name in different(new, channels_of(whole, kept)):
+            for name in trial.different(new, channels_of(whole, kept)):
                 yield f"{name} is another {what}"
 
 
@@ -186,9 +185,9 @@ def rows_do_not_mix(trial: Trial) -> Iterator[str]:
                 rows_of(state, own.expand(trial.rows)),
                 with_row(observed, row, trial.observation(1)),
             )
-            for name in unequal(rows_of(crowd, own), wanted):
+            for name in trial.unequal(rows_of(crowd, own), wanted):
                 yield f"{name} changes with another row's values"
-            for name in different(
+            for name in trial.different(
                 estimator.update(rows_of(state, own), rows_seen(observed, own)), wanted
             ):
                 yield f"{name} is another when the row is alone"
@@ -202,7 +201,7 @@ def scaling_the_input_scales_the_statistics(trial: Trial) -> Iterator[str]:
         for factor in (8.0, -0.25):
             new = estimator.update(*moved(state, observed, factor=factor))
             back = replace(new, moments=affine(new.moments, 1.0 / factor, 0.0))
-            for name in different(back, plain):
+            for name in trial.different(back, plain):
                 yield f"{name} does not follow a factor of {factor:g}"
 
 
@@ -214,11 +213,11 @@ def shifting_the_input_shifts_the_mean_alone(trial: Trial) -> Iterator[str]:
         for offset in (3.0, -20.0):
             new = estimator.update(*moved(state, observed, offset=offset))
             back = replace(new, moments=affine(new.moments, 1.0, -offset))
-            for name in different(back, plain):
+            for name in trial.different(back, plain):
                 yield f"{name} does not follow an offset of {offset:g}"
 
 
-def camera_time_counts_where_declared(trial: Trial) -> Iterator[str]:
+def camera_time_matters_where_declared(trial: Trial) -> Iterator[str]:
     """Without `uses_time` nobody measures it: one zero stands for all rows."""
     estimator = trial.make()
     if estimator.uses_time:
@@ -226,8 +225,20 @@ def camera_time_counts_where_declared(trial: Trial) -> Iterator[str]:
     for state, observed in trial.cases(estimator):
         nothing = torch.zeros(1, 1, dtype=torch.float64)
         new = estimator.update(state, replace(observed, elapsed_seconds=nothing))
-        for name in unequal(new, estimator.update(state, observed)):
+        for name in trial.unequal(new, estimator.update(state, observed)):
             yield f"{name} depends on `elapsed_seconds`, but `uses_time` is not set"
+
+
+def counts_matter_where_declared(trial: Trial) -> Iterator[str]:
+    """Without `counted` the bank adds them up itself, and shows the estimator zeros."""
+    estimator = trial.make()
+    if estimator.counted:
+        return
+    for state, observed in trial.cases(estimator):
+        many = replace(state.moments, count=torch.full_like(state.moments.mean, 100.0))
+        new = estimator.update(replace(state, moments=many), observed)
+        for name in trial.unequal(new, estimator.update(state, observed)):
+            yield f"{name} depends on `state.moments.count`, but `counted` is not set"
 
 
 UPDATE_LAWS: tuple[Law, ...] = (
@@ -240,5 +251,6 @@ UPDATE_LAWS: tuple[Law, ...] = (
     rows_do_not_mix,
     scaling_the_input_scales_the_statistics,
     shifting_the_input_shifts_the_mean_alone,
-    camera_time_counts_where_declared,
+    camera_time_matters_where_declared,
+    counts_matter_where_declared,
 )

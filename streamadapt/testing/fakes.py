@@ -87,7 +87,8 @@ def fake_state(
     """A state as the bank would hand it to `estimator`, float64 `[rows, channels]`.
 
     Without `updates` all rows are on the source with their counters at the start. With them,
-    row `i` has been through `updates + i` updates on observations of its own.
+    row `i` has been through `updates + i` updates on observations of its own. Counts are zero
+    unless the estimator is `counted`.
 
     Args:
         estimator: whose scalars it carries.
@@ -124,6 +125,8 @@ def fake_state(
     for number in range(updates + rows - 1):
         observed = fake_observation(rows=rows, channels=channels, seed=seed + 1000 + number)
         state = _stepped(state, estimator.update(state, observed), observed, last > number)
+    if not estimator.counted:
+        state.moments.count.zero_()
     return state
 
 
