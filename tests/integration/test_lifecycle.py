@@ -50,7 +50,7 @@ def test_any_mix_of_grad_modes_adapts_and_unwraps(construct, step, max_streams, 
             processor(frames(2, seed=9, shift=2.0))
     assert processor.event_counts["StepCompleted"] == 6
     assert "UpdateFailed" not in processor.event_counts
-    assert not processor._engine.bank.data.is_inference()
+    assert not processor._runtime.engine.bank.data.is_inference()
     assert processor.drift().overall > 0.05
     processor.unwrap()
     assert same(state_of(model), source)
@@ -86,7 +86,7 @@ def test_the_model_reads_the_bank_itself():
         processor(frames(4, shift=3.0))
         adapted = processor.statistics()["bn2"]
         torch.testing.assert_close(model.bn2.running_mean.double(), adapted.mean)
-        bank = processor._engine.bank.data.untyped_storage().data_ptr()
+        bank = processor._runtime.engine.bank.data.untyped_storage().data_ptr()
         assert model.bn2.running_mean.untyped_storage().data_ptr() == bank
 
 

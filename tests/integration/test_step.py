@@ -462,7 +462,7 @@ def test_reentrant_steps_raise_and_concurrent_steps_serialise():
     for thread in threads:
         thread.join()
     assert processor.event_counts["StepCompleted"] == 80
-    assert int(processor._engine.bank.updates[0]) == 80
+    assert int(processor._runtime.engine.bank.updates[0]) == 80
 
 
 def test_readers_see_whole_states_only():

@@ -1,0 +1,184 @@
+"""What a processor consists of, and the rules for changing it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable
+from typing import Literal
+
+from torch import nn
+
+from streamadapt.engine import AdaptationEngine
+from streamadapt.errors import ModelStateError
+from streamadapt.estimators import Estimator, Frozen
+from streamadapt.estimators.base import Timing
+from streamadapt.events import (
+    BuffersRebound,
+    Event,
+    SnapshotDropped,
+    SourceReplaced,
+    StreamAdmitted,
+    StreamDropped,
+)
+from streamadapt.ledger import Ledger
+from streamadapt.outbox import EventHandler, Outbox
+from streamadapt.readout import Readouts
+from streamadapt.snapshots import SnapshotRing
+from streamadapt.steplock import StepLock
+from streamadapt.streams import DEFAULT_STREAM, Admission, StreamRows, WhenFull
+from streamadapt.taps import Inventory
+
+Mode = Literal["adapt", "shadow"]
+
+
+class Runtime:
+    """State that steps and state changes share.
+
+    `step_lock` is held for a whole step or a whole change; `state_lock` for the moments in which
+    rows, their owners or the books are written or read, so that a reader never waits for a
+    forward and never sees half an update.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inventory: Inventory,
+        *,
+        estimator: Estimator,
+        timing: Timing,
+        mode: Mode,
+        max_streams: int,
+        when_full: WhenFull,
+        frames_per_row: int,
+        max_snapshots: int,
+        on_event: EventHandler | None,
+    ) -> None:
+        self.model = model
+        self.inventory = inventory
+        self.timing = timing
+        self.mode = mode
+        self.max_streams = max_streams
+        self.engine = AdaptationEngine(
+            inventory,
+            estimator=estimator,
+            timing=timing,
+            rows=max_streams,
+            bound=self.should_bind,
+            frames_per_row=frames_per_row,
+        )
+        self.never_updates = isinstance(estimator, Frozen)
+        self.streams = StreamRows(max_streams, when_full=when_full)
+        self.snapshots = SnapshotRing(max_snapshots)
+        self.outbox = Outbox(on_event)
+        self.readouts = Readouts()
+        self.ledger = Ledger(self.outbox, self.readouts)
+        self.step_lock = StepLock()
+        self.state_lock = threading.RLock()
+        self.frozen = False
+        self.closed = False
+        self.steps = 0
+        self.newest_pts: dict[int, float] = {}
+
+    @property
+    def updating(self) -> bool:
+        """Whether batches may change statistics."""
+        return not (self.frozen or self.never_updates)
+
+    @property
+    def should_bind(self) -> bool:
+        """Whether the model can read its one row itself."""
+        return self.mode == "adapt" and self.timing == "lagged" and self.max_streams == 1
+
+    def require_open(self) -> None:
+        """Refuse anything after `unwrap` (`ModelStateError`)."""
+        if self.closed:
+            raise ModelStateError(
+                "The model has been unwrapped. Wrap it again with a new StreamProcessor."
+            )
+
+    def prepare(self) -> None:
+        """Be ready for a step or a change: open, and in line with the model's buffers."""
+        self.require_open()
+        self.reconcile()
+
+    def reconcile(self) -> None:
+        """Follow what was done to the model's buffers from outside."""
+        with self.state_lock:
+            repair = self.engine.reconcile()
+        if repair is None:
+            return
+        if not repair.source_replaced:
+            self.outbox.post(
+                BuffersRebound(step=self.steps, device=repair.device, dtypes=repair.dtypes)
+            )
+            return
+        dropped = self.snapshots.clear()
+        for name in dropped:
+            self.outbox.post(SnapshotDropped(step=self.steps, name=name, reason="source_replaced"))
+        self.outbox.post(
+            SourceReplaced(
+                step=self.steps, layers=len(self.engine.layers), snapshots_dropped=len(dropped)
+            )
+        )
+
+    def admit(self, admission: Admission) -> Callable[[], None]:
+        """Give new streams their rows.
+
+        Returns:
+            What takes it back, evicted rows included, if the forward raises.
+        """
+        with self.state_lock:
+            saved = self.streams.save()
+            fresh = [admission.rows[admission.streams.index(s)] for s in admission.new]
+            displaced = [saved[stream] for stream in admission.evicted]
+            kept = self.engine.bank.capture(displaced) if displaced else None
+            self.streams.apply(admission)
+            if fresh:
+                self.engine.reset(fresh)
+
+        def undo() -> None:
+            with self.state_lock:
+                self.streams.load(saved)
+                if kept is not None:
+                    self.engine.restore(displaced, kept)
+
+        return undo
+
+    def announce(self, admission: Admission) -> None:
+        """Tell of streams that came and went, once it is certain, and start their books anew."""
+        for stream in admission.evicted:
+            self.outbox.post(StreamDropped(step=self.steps, stream=stream, evicted=True))
+        for stream in admission.new:
+            row = admission.rows[admission.streams.index(stream)]
+            self.ledger.forget(row)
+            self.outbox.post(StreamAdmitted(step=self.steps, stream=stream, row=row))
+
+    def chosen(self, stream: Hashable | None) -> tuple[Hashable, ...]:
+        """The named stream, or all; before the first frame, the default one."""
+        if stream is not None:
+            return (self.streams.resolve(stream),)
+        if not self.streams.streams:
+            admission = self.streams.plan((DEFAULT_STREAM,))
+            self.admit(admission)
+            self.announce(admission)
+        return self.streams.streams
+
+    def rows(self, streams: tuple[Hashable, ...]) -> list[int]:
+        """The rows of streams."""
+        return [self.streams.row(stream) for stream in streams]
+
+    def row(self, stream: Hashable | None) -> int:
+        """A stream's row for reading; before the first frame, any row is the source."""
+        if stream is None and not self.streams.streams:
+            return 0
+        return self.streams.row(stream)
+
+    def forget(self, row: int) -> None:
+        """A row has no owner any more."""
+        self.newest_pts.pop(row, None)
+        self.ledger.forget(row)
+
+    def post(self, event: Event) -> None:
+        """Post an event and deliver everything that waits."""
+        self.outbox.post(event)
+        self.outbox.deliver()

@@ -1,0 +1,203 @@
+"""One step: forward, commit, books. The output is the caller's whatever becomes of the rest."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from streamadapt.batch import batch_size, camera_time, frames_by_stream, stream_ids
+from streamadapt.engine import StepRows, Verdict
+from streamadapt.events import (
+    ForwardFailed,
+    LayersUnobserved,
+    Outcome,
+    ShadowCompared,
+    ShadowFailed,
+    UpdateFailed,
+)
+from streamadapt.ledger import StepFacts
+from streamadapt.readout import Stopwatch
+from streamadapt.runtime import Runtime
+from streamadapt.shadow import compare_outputs
+from streamadapt.streams import DEFAULT_STREAM
+from streamadapt.taps import Step
+
+log = logging.getLogger("streamadapt")
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """The model's arguments, as they came."""
+
+    frames: Any
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    def __call__(self, runtime: Runtime) -> Any:
+        """Run the model."""
+        return runtime.model(self.frames, *self.args, **self.kwargs)
+
+
+class Stepper:
+    """Runs the steps of one runtime.
+
+    Args:
+        runtime: what it works on.
+        shadow_every: batches from one candidate pass to the next.
+        clock: seconds; the camera time of frames without a time stamp.
+    """
+
+    def __init__(self, runtime: Runtime, *, shadow_every: int, clock: Callable[[], float]) -> None:
+        self._runtime = runtime
+        self._shadow_every = shadow_every
+        self._clock = clock
+        self._unobserved: tuple[str, ...] = ()
+
+    def run(
+        self,
+        call: Call,
+        *,
+        streams: Hashable | Sequence[Hashable] | None,
+        pts_seconds: float | Sequence[float] | None,
+    ) -> Any:
+        """A whole step; see `StreamProcessor.__call__`."""
+        runtime = self._runtime
+        with runtime.step_lock.step():
+            runtime.prepare()
+            runtime.engine.check_mode()
+            entries = batch_size(call.frames)
+            ids: Sequence[Hashable] = (DEFAULT_STREAM,)
+            if streams is not None:
+                ids = stream_ids(streams, entries)
+            admission = runtime.streams.plan(() if entries == 0 else ids)
+            elapsed, newest = camera_time(
+                pts_seconds, admission, entries or 1, runtime.newest_pts, self._clock
+            )
+            where = StepRows(
+                admission.rows, None if len(admission.rows) < 2 else admission.entries, elapsed
+            )
+            watch = Stopwatch(runtime.engine.device)
+            undo = runtime.admit(admission)
+            try:
+                output, step = self._forward(call, where, entries, watch)
+            except BaseException as error:
+                undo()
+                runtime.post(ForwardFailed(step=runtime.steps, error=one_line(error)))
+                raise
+            runtime.announce(admission)
+            runtime.newest_pts.update(newest)
+            outcome, verdict = self._outcome(step, where)
+            watch.mark()
+            frames = frames_by_stream(admission, entries)
+            with runtime.state_lock:
+                runtime.ledger.settle(
+                    StepFacts(runtime.steps, frames, admission.rows, watch), outcome, verdict
+                )
+            runtime.steps += 1
+            runtime.outbox.deliver()
+            return output
+
+    def _forward(
+        self, call: Call, where: StepRows, entries: int | None, watch: Stopwatch
+    ) -> tuple[Any, Step | None]:
+        """The caller's output, and the step to commit: in shadow mode, the candidate's."""
+        runtime, engine = self._runtime, self._runtime.engine
+        adapting = runtime.mode == "adapt" and bool(where.rows) and not runtime.never_updates
+        step: Step | None = None
+        watch.mark()
+        with runtime.step_lock.forward(), self._buffers_for_autograd():
+            if adapting and (runtime.updating or not engine.binding.bound):
+                with engine.armed(where, entries=entries, observe=runtime.updating) as step:
+                    output = call(runtime)
+            else:
+                output = call(runtime)
+        watch.mark()
+        due = runtime.mode == "shadow" and runtime.steps % self._shadow_every == 0
+        if due and runtime.updating and where.rows:
+            step = self._candidate(call, where, entries, output)
+        return output, step
+
+    def _candidate(
+        self, call: Call, where: StepRows, entries: int | None, source_output: Any
+    ) -> Step | None:
+        """Shadow mode's second forward, on adapted statistics; leaves no trace in the model."""
+        runtime, number = self._runtime, self._runtime.steps
+        device = runtime.engine.device
+        try:
+            with (
+                runtime.step_lock.forward(),
+                torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+                torch.no_grad(),
+                runtime.engine.armed(where, entries=entries, observe=True) as step,
+            ):
+                output = call(runtime)
+            compared = compare_outputs(source_output, output)
+        except Exception as error:
+            runtime.ledger.trouble["shadow"] = f"the candidate pass failed: {one_line(error)}"
+            runtime.outbox.post(ShadowFailed(step=number, error=one_line(error)))
+            return None
+        runtime.ledger.trouble.pop("shadow", None)
+
+        def receive(values: list[float]) -> None:
+            agreement, relative = values
+            runtime.outbox.post(
+                ShadowCompared(
+                    step=number,
+                    frames=step.entries or 0,
+                    agreement=None if agreement != agreement else agreement,
+                    relative_difference=relative,
+                )
+            )
+
+        if compared is not None:
+            runtime.readouts.submit(compared, receive)
+        return step
+
+    def _outcome(self, step: Step | None, where: StepRows) -> tuple[Outcome, Verdict | None]:
+        """Commit what there is to commit, and say what came of it."""
+        runtime = self._runtime
+        if not where.rows:
+            return "empty", None
+        if step is None or not step.observe:
+            idle = runtime.mode == "shadow" and runtime.updating
+            return ("idle" if idle else "frozen"), None
+        self._note_unobserved(step)
+        trouble = runtime.ledger.trouble
+        if len(step.unobserved) == len(runtime.engine.layers):
+            trouble["unobserved"] = "no adaptable layer was executed through its tap"
+            return "unobserved", None
+        trouble.pop("unobserved", None)
+        try:
+            with runtime.state_lock:
+                verdict = runtime.engine.commit(step, where)
+        except Exception as error:
+            log.exception("the update failed; the statistics are unchanged")
+            trouble["update"] = f"the update failed: {one_line(error)}"
+            runtime.outbox.post(UpdateFailed(step=runtime.steps, error=one_line(error)))
+            return "failed", None
+        trouble.pop("update", None)
+        return "updated", verdict
+
+    def _note_unobserved(self, step: Step) -> None:
+        missing = step.unobserved
+        if missing and missing != self._unobserved:
+            self._runtime.outbox.post(LayersUnobserved(step=self._runtime.steps, layers=missing))
+        self._unobserved = missing
+
+    def _buffers_for_autograd(self) -> AbstractContextManager[None]:
+        """With grad enabled the graph keeps the statistics it read, and the bank moves on."""
+        binding = self._runtime.engine.binding
+        if torch.is_grad_enabled() and binding.bound:
+            return binding.detached()
+        return nullcontext()
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's type and the first line of its message."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
