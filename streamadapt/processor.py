@@ -182,13 +182,14 @@ class StreamProcessor:
             streams = runtime.chosen(stream)
             name = runtime.snapshots.free_name(runtime.steps) if name is None else name
             with runtime.state_lock:
-                state = runtime.engine.bank.capture([runtime.streams.row(s) for s in streams])
+                state = runtime.engine.bank.capture(runtime.rows(streams))
             dropped = runtime.snapshots.add(Snapshot(name, runtime.steps, streams, state))
             runtime.outbox.post(ev.SnapshotTaken(step=runtime.steps, name=name, streams=streams))
             if dropped is not None:
-                runtime.post(
+                runtime.outbox.post(
                     ev.SnapshotDropped(step=runtime.steps, name=dropped, reason="capacity")
                 )
+            runtime.outbox.deliver()
             return name
 
     def rollback(
@@ -212,7 +213,7 @@ class StreamProcessor:
             if to == SOURCE:
                 name, streams = SOURCE, runtime.chosen(stream)
                 with runtime.state_lock:
-                    runtime.engine.reset([runtime.streams.row(s) for s in streams])
+                    runtime.engine.reset(runtime.rows(streams))
             else:
                 saved = runtime.snapshots.get(to)
                 name, streams = saved.name, saved.streams
@@ -222,7 +223,7 @@ class StreamProcessor:
                     streams = (runtime.streams.resolve(stream),)
                 state = saved.select(streams)
                 with runtime.state_lock:
-                    runtime.engine.restore([runtime.streams.row(s) for s in streams], state)
+                    runtime.engine.restore(runtime.rows(streams), state)
             runtime.post(ev.RolledBack(step=runtime.steps, to=name, streams=streams, reason=reason))
 
     def freeze(self) -> None:

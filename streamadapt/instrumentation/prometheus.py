@@ -33,6 +33,7 @@ _HELP = {
     "rollbacks": "Returns to an earlier state.",
     "frames_rejected": "Frames with no weight in the update; their outputs were still returned.",
     "events": "Events by class.",
+    "handler_errors": "Calls of event handlers that raised; each was logged.",
     "inference_duration_seconds": "Time of a batch in the model, moments included.",
     "update_duration_seconds": "Time of a batch's update after the model, where one was tried.",
     "source_distance": "Distance of the statistics from the source, mean over layers.",
@@ -118,7 +119,6 @@ class PrometheusExporter(Collector):
         self._processor = processor
         self._namespace = namespace
         self._tally = Tally(max_streams=max_stream_labels)
-        self._unwrapped = False
         self._info = self._constants()
         self._register()
         self._server, self._thread = None, None
@@ -131,7 +131,7 @@ class PrometheusExporter(Collector):
                     f"Cannot serve metrics on {addr}:{port}: {error.strerror or error}. Choose "
                     "another `port`, 0 for any free one, or None to serve nothing."
                 ) from error
-        self._unsubscribe: Callable[[], None] | None = processor.subscribe(self._receive)
+        self._unsubscribe: Callable[[], None] | None = processor.subscribe(self._tally.add)
 
     @property
     def port(self) -> int | None:
@@ -169,11 +169,6 @@ class PrometheusExporter(Collector):
     ) -> None:
         self.close()
 
-    def _receive(self, event: ev.Event) -> None:
-        self._tally.add(event)
-        if isinstance(event, ev.Unwrapped):
-            self._unwrapped = True
-
     # What Prometheus reads ---------------------------------------------------------------------
 
     def describe(self) -> Iterator[Metric]:
@@ -182,6 +177,7 @@ class PrometheusExporter(Collector):
             {name: {} for name in COUNTERS}, {name: {} for name in HISTOGRAMS}
         )
         yield from self._gauges(_Readings())
+        yield self._handler_errors()
         yield InfoMetricFamily(self._namespace, "")
 
     def collect(self) -> Iterator[Metric]:
@@ -195,12 +191,13 @@ class PrometheusExporter(Collector):
             log.exception("gauges could not be read; this scrape goes without them")
             readings, info = _Readings(), dict(self._info)
         yield from self._gauges(readings)
+        yield self._handler_errors()
         yield InfoMetricFamily(self._namespace, "What runs, and how.", value=info)
 
     def _read(self) -> _Readings:
         """The gauges' values; only `healthy`, at zero, once the processor is unwrapped."""
         processor = self._processor
-        if self._unwrapped:
+        if processor.closed:
             return _Readings()
         try:
             return _Readings(
@@ -259,6 +256,13 @@ class PrometheusExporter(Collector):
             if number is not None:
                 gauge.add_metric([], number)
             yield gauge
+
+    def _handler_errors(self) -> Metric:
+        return CounterMetricFamily(
+            self._name("handler_errors"),
+            _HELP["handler_errors"],
+            value=self._processor.handler_errors,
+        )
 
     def _name(self, name: str) -> str:
         return f"{self._namespace}_{name}"

@@ -9,15 +9,16 @@ from functools import reduce
 
 from torch import nn
 
-from streamadapt.errors import ConfigurationError
+from streamadapt.errors import ConfigurationError, DataError
 
 
 def load_model(name: str) -> nn.Module:
     """The model that `"package.module:factory"` makes; modules in the working directory count.
 
     Raises:
-        ConfigurationError: it does not import, is not there, is not callable, raises, or makes
-            something else.
+        ConfigurationError: it does not import, is not there, is not callable, or makes something
+            else.
+        DataError: the factory raised.
     """
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
@@ -47,9 +48,7 @@ def load_model(name: str) -> nn.Module:
     try:
         model = factory()
     except Exception as error:  # whatever somebody else's factory raises
-        raise ConfigurationError(
-            f"Model `{name}`: `{attribute}()` failed ({_one_line(error)})."
-        ) from error
+        raise DataError(f"Model `{name}`: `{attribute}()` failed ({_one_line(error)}).") from error
     if not isinstance(model, nn.Module):
         raise ConfigurationError(
             f"Model `{name}`: `{attribute}()` returned a {type(model).__name__}, not an nn.Module."

@@ -177,6 +177,7 @@ def test_snapshots_are_bounded_and_named_errors_are_clear():
     before = means(processor)
     for name in ("one", "two", "three"):
         processor.snapshot(name)
+        assert kinds(events, sa.events.SnapshotTaken)[-1].name == name
     assert [event.name for event in kinds(events, sa.events.SnapshotDropped)] == ["one"]
     with pytest.raises(sa.errors.SnapshotError, match="No snapshot named 'one'"):
         processor.rollback("one")
