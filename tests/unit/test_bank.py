@@ -277,13 +277,21 @@ def test_a_row_without_frames_stays_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("compensated", [False, True])
-@pytest.mark.parametrize("field", ["mean", "var"])
-@pytest.mark.parametrize("value", [nan, inf, -inf, 1e39])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("mean", nan),
+        ("mean", inf),
+        ("mean", -inf),
+        ("mean", -1e39),  # finite in float64, but not in the bank
+        ("var", nan),
+        ("var", inf),
+        ("var", 1e39),
+    ],
+)
 def test_one_value_that_is_not_finite_refuses_the_whole_row(
-    value: float, field: str, compensated: bool
+    field: str, value: float, compensated: bool
 ) -> None:
-    if field == "var" and value == -inf:
-        pytest.skip("a variance below zero is taken as zero")
     bank = make_bank(compensated=compensated, scalars={"a": 1.0})
     before, twin = everything(bank), make_bank(compensated=compensated, scalars={"a": 1.0})
     new = proposal(bank, [0, 1, 2])
