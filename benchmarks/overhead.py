@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import cycle
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -132,15 +132,16 @@ class Timer:
             forward(batches[0])
             return [time.perf_counter() - start]
         torch.cuda.synchronize()
-        marks = [torch.cuda.Event(enable_timing=True) for _ in range(self.burst + 2)]
-        # The first step fills the queue: it is not counted.
-        for index, mark in enumerate(marks):
+        marks = []
+        forward(batches[0])  # not counted: it fills the queue
+        for index in range(self.burst + 1):
+            mark = torch.cuda.Event(enable_timing=True)
             mark.record()
-            if index <= self.burst:
+            marks.append(mark)
+            if index < self.burst:
                 forward(batches[index % len(batches)])
         torch.cuda.synchronize()
-        pairs = zip(marks[1:-1], marks[2:], strict=True)
-        return [earlier.elapsed_time(later) / 1000 for earlier, later in pairs]
+        return [earlier.elapsed_time(later) / 1000 for earlier, later in pairwise(marks)]
 
 
 def measure(

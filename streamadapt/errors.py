@@ -63,3 +63,9 @@ class ConcurrencyError(StreamAdaptError, RuntimeError):
 
 class DataError(StreamAdaptError, ValueError):
     """Input data cannot be used: no labels, wrong shape, unreadable file."""
+
+
+def one_line(error: BaseException) -> str:
+    """Any exception as its type and the first line of its message."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

@@ -12,6 +12,7 @@ import torch
 
 from streamadapt.batch import batch_size, camera_time, frames_by_stream, stream_ids
 from streamadapt.engine import StepRows, Verdict
+from streamadapt.errors import one_line
 from streamadapt.events import (
     ForwardFailed,
     LayersUnobserved,
@@ -195,9 +196,3 @@ class Stepper:
         if torch.is_grad_enabled() and binding.bound:
             return binding.detached()
         return nullcontext()
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's type and the first line of its message."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

@@ -20,7 +20,6 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
-from streamadapt import events as ev
 from streamadapt.errors import ConfigurationError, ModelStateError, StreamError
 from streamadapt.instrumentation.tally import COUNTERS, HISTOGRAMS, Tally
 from streamadapt.processor import StreamProcessor

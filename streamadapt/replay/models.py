@@ -9,7 +9,7 @@ from functools import reduce
 
 from torch import nn
 
-from streamadapt.errors import ConfigurationError, DataError
+from streamadapt.errors import ConfigurationError, DataError, one_line
 
 
 def load_model(name: str) -> nn.Module:
@@ -32,7 +32,7 @@ def load_model(name: str) -> nn.Module:
         module = importlib.import_module(module_name)
     except Exception as error:  # whatever somebody else's module raises when it is imported
         raise ConfigurationError(
-            f"Model `{name}`: cannot import `{module_name}` ({_one_line(error)})."
+            f"Model `{name}`: cannot import `{module_name}` ({one_line(error)})."
         ) from error
     try:
         factory = reduce(getattr, attribute.split("."), module)
@@ -48,14 +48,9 @@ def load_model(name: str) -> nn.Module:
     try:
         model = factory()
     except Exception as error:  # whatever somebody else's factory raises
-        raise DataError(f"Model `{name}`: `{attribute}()` failed ({_one_line(error)}).") from error
+        raise DataError(f"Model `{name}`: `{attribute}()` failed ({one_line(error)}).") from error
     if not isinstance(model, nn.Module):
         raise ConfigurationError(
             f"Model `{name}`: `{attribute}()` returned a {type(model).__name__}, not an nn.Module."
         )
     return model
-
-
-def _one_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

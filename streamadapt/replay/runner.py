@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import streamadapt
-from streamadapt.errors import ConfigurationError, DataError, ScenarioError
+from streamadapt.errors import ConfigurationError, DataError, ModelStateError, ScenarioError
 from streamadapt.events import Event
 from streamadapt.replay.data import LabelledData, load_data, resize_frames
 from streamadapt.replay.models import load_model as load_model
@@ -41,8 +41,8 @@ def run(
 ) -> ReplayResult:
     """Replay a scenario and measure every policy on it.
 
-    Each batch is made once and given to all policies, each with a copy of the model in evaluation
-    mode, under `torch.inference_mode`. The model itself is not changed.
+    Each batch is made once and given to all policies, each with a copy of the model, under
+    `torch.inference_mode`. The model itself is not changed.
 
     Args:
         scenario: what to replay.
@@ -53,6 +53,7 @@ def run(
 
     Raises:
         ConfigurationError: no model or no data; a model that does not load or gives no scores.
+        ModelStateError: the model is in training mode.
         DataError: data that cannot be used.
     """
     started = time.perf_counter()
@@ -64,6 +65,11 @@ def run(
         raise ConfigurationError(f"Policies need names of their own, got {names}.")
     if model is None:
         model = load_model(_given(scenario.model, "model"))
+    if model.training:
+        raise ModelStateError(
+            f"{type(model).__name__} is in training mode. Replay what you deploy: call .eval() "
+            "on it, in the factory."
+        )
     if data is None:
         data = load_data(_given(scenario.data_source, "data"), resize=scenario.resize)
     elif scenario.resize is not None:
@@ -74,7 +80,7 @@ def run(
     with ExitStack() as stack, torch.inference_mode():
         for policy in policies:
             stack.callback(policy.finish)
-            _start(policy, copy.deepcopy(model).eval())
+            _start(policy, copy.deepcopy(model))
         domain_index = -1
         for number, batch in enumerate(stream):
             if batch.domain_index != domain_index:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import streamadapt as sa
 from streamadapt.cli.replay import add_parser, format_table
-from streamadapt.errors import ConfigurationError, DataError, ScenarioError
+from streamadapt.errors import ConfigurationError, DataError, ModelStateError, ScenarioError
 from streamadapt.replay.data import LabelledData
 from streamadapt.replay.models import load_model
 from streamadapt.replay.policies import AdaBNPolicy, FrozenPolicy, ProcessorPolicy
@@ -50,7 +50,7 @@ def brightness() -> Brightness:
     model = Brightness()
     model.bn.running_mean.fill_(0.5)  # type: ignore[union-attr]
     model.bn.running_var.fill_(0.05)  # type: ignore[union-attr]
-    return model
+    return model.eval()
 
 
 @pytest.fixture(scope="module")
@@ -153,12 +153,16 @@ def test_json_says_what_was_run(result: ReplayResult) -> None:
 
 
 def test_the_model_given_is_left_alone(data: LabelledData) -> None:
-    model = brightness().train()
+    model = brightness()
     before = copy.deepcopy(model.state_dict())
     run(scenario(), model=model, data=data)
-    assert model.training
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key]), key
+
+
+def test_a_model_in_training_mode_is_refused(data: LabelledData) -> None:
+    with pytest.raises(ModelStateError, match=r"in training mode.*call \.eval\(\)"):
+        run(scenario(), model=brightness().train(), data=data)
 
 
 def test_policies_of_ones_own(data: LabelledData) -> None:
