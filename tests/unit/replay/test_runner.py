@@ -233,7 +233,7 @@ def test_says_what_is_missing_or_does_not_fit(data: LabelledData) -> None:
     with pytest.raises(ConfigurationError, match=r"must return class scores \[10, classes\]"):
         run(
             scenario(policies=(PolicySpec("frozen", "frozen"),)),
-            model=nn.BatchNorm2d(3),
+            model=nn.BatchNorm2d(3).eval(),
             data=data,
         )
     with pytest.raises(ScenarioError, match="policy `ema`: EMA has no parameter `speed`"):
@@ -272,10 +272,11 @@ def test_a_model_that_does_not_load_gets_one_line(
     monkeypatch: pytest.MonkeyPatch, name: str, message: str
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, HERE, __import__("sys").modules[__name__])
-    with pytest.raises(ConfigurationError, match=message) as caught:
+    kind = DataError if name.endswith(":failing") else ConfigurationError
+    with pytest.raises(kind, match=message) as caught:
         load_model(name)
     assert "\n" not in str(caught.value)
-    assert caught.value.exit_code == 2
+    assert caught.value.exit_code == (1 if kind is DataError else 2)
 
 
 def test_a_model_is_found_in_the_working_directory(
@@ -299,7 +300,7 @@ def files(tmp_path: Path, data: LabelledData, monkeypatch: pytest.MonkeyPatch) -
         "from torch import nn\n"
         "def make():\n"
         "    pool = nn.AdaptiveAvgPool2d(1)\n"
-        "    return nn.Sequential(nn.BatchNorm2d(3), pool, nn.Flatten(), nn.Linear(3, 2))\n"
+        "    return nn.Sequential(nn.BatchNorm2d(3), pool, nn.Flatten(), nn.Linear(3, 2)).eval()\n"
     )
     monkeypatch.setattr("sys.path", [str(tmp_path), *__import__("sys").path])
     monkeypatch.setattr("sys.modules", dict(__import__("sys").modules))
