@@ -219,15 +219,6 @@ def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield ".".join(part for part in name.split(".") if part != "_orig_mod"), module
 
 
-def is_compiled(model: nn.Module) -> bool:
-    """Whether any part of the model runs through `torch.compile`."""
-    return any(
-        type(module).__name__ == "OptimizedModule"
-        or getattr(module, "_compiled_call_impl", None) is not None
-        for _, module in named_modules(model)
-    )
-
-
 def _kind_of(module: nn.Module) -> Kind | None:
     if isinstance(module, _BatchNorm):
         return "batchnorm" if type(module) in PLAIN_TYPES else "subclass"
@@ -298,17 +289,30 @@ def _obstacles(
                 )
                 return
             seen[id(buffer)] = layer.name
-    if is_compiled(model) and _inductor_freezes():
+    if any(_freezes(module) for _, module in named_modules(model)):
         yield (
-            "it is compiled with torch._inductor.config.freezing, which bakes the statistics in. "
-            "Set freezing to False and compile again."
+            "it is compiled with Inductor's `freezing`, which bakes the statistics in. Set it to "
+            "False and compile again."
         )
 
 
-def _inductor_freezes() -> bool:
+def _freezes(module: nn.Module) -> bool:
+    """Whether the compiler makes constants of a module's buffers, by its own option or by all."""
+    if not _is_compiled(module):
+        return False
+    own = getattr(getattr(module, "dynamo_ctx", None), "compiler_config", None)
+    if isinstance(own, dict) and own.get("freezing"):
+        return True
     import torch._inductor.config as inductor
 
     return bool(getattr(inductor, "freezing", False))
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return (
+        type(module).__name__ == "OptimizedModule"
+        or getattr(module, "_compiled_call_impl", None) is not None
+    )
 
 
 def _class_name(model: nn.Module) -> str:

@@ -99,9 +99,11 @@ def test_gradients_through_a_compiled_step():
         assert torch.isfinite(x.grad).all() and x.grad.abs().sum() > 0
 
 
-def test_frozen_graphs_are_refused(monkeypatch):
-    monkeypatch.setattr(torch._inductor.config, "freezing", True)
-    compiled = torch.compile(residual())
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_frozen_graphs_are_refused(everywhere, monkeypatch):
+    monkeypatch.setattr(torch._inductor.config, "freezing", everywhere)
+    options = {} if everywhere else {"options": {"freezing": True}}
+    compiled = torch.compile(residual(), **options)
     with pytest.raises(sa.errors.UnsupportedModelError, match="bakes the statistics in"):
         sa.StreamProcessor(compiled)
 

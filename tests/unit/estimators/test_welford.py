@@ -100,9 +100,16 @@ def singly(commits: int, ratio: float) -> None:
     means = rng.normal(ratio, 0.3, (commits, CHANNELS)) + drift
     variances = rng.uniform(0.5, 1.5, (commits, CHANNELS))
     run = Run(Welford())
-    with torch.no_grad():
-        for mean, var in zip(means, variances, strict=True):
-            run.step(mean, var, positions=(16.0,))
+    bank, estimator = run.bank, run.estimator
+    padded = torch.zeros(2, commits, 1, bank.layout.padded_channels, dtype=torch.float64)
+    padded[0, :, 0, :CHANNELS], padded[1, :, 0, :CHANNELS] = map(torch.tensor, (means, variances))
+    once = torch.ones(1, 1, dtype=torch.float64)
+    count, positions = torch.full_like(padded[0, 0], 16.0), torch.full((1,), 16.0).double()
+    with torch.inference_mode():
+        for mean, var in zip(padded[0].unbind(), padded[1].unbind(), strict=True):
+            seen = Observation(Moments(count, mean, var), once, once)
+            new = estimator.update(bank.read([0]), seen)
+            bank.commit([0], new, frames=once, positions=positions, unobserved=False)
     assert_population(run, means.mean(axis=0), variances.mean(axis=0) + means.var(axis=0))
     assert run.bank.updates.item() == run.bank.frames.item() == commits
     assert run.bank.counts.item() == 16 * commits
