@@ -67,8 +67,8 @@ def adaptation() -> str:
     images = results["shuffled"]["images_per_domain"]
     return _table(header, body) + (
         f"\n\nResNet-20 on CIFAR-10, {len(results['shuffled']['domains'])} domains in a row "
-        f"without a reset, {images} images each, severity 5, one seed. * saw each domain whole before it "
-        "answered: a bound, not a rival."
+        f"without a reset, {images} images each, severity 5, one seed. * saw each domain "
+        "whole before it answered: a bound, not a rival."
     )
 
 

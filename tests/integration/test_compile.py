@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._inductor import config as inductor_config
 
 import streamadapt as sa
 from tests.models import frames, residual, same, state_of
@@ -100,12 +101,12 @@ def test_gradients_through_a_compiled_step():
 
 
 @pytest.mark.parametrize("everywhere", [False, True])
-def test_frozen_graphs_are_refused(everywhere, monkeypatch):
-    monkeypatch.setattr(torch._inductor.config, "freezing", everywhere)
+def test_frozen_graphs_are_refused(everywhere):
     options = {} if everywhere else {"options": {"freezing": True}}
-    compiled = torch.compile(residual(), **options)
-    with pytest.raises(sa.errors.UnsupportedModelError, match="bakes the statistics in"):
-        sa.StreamProcessor(compiled)
+    with inductor_config.patch(freezing=everywhere):
+        compiled = torch.compile(residual(), **options)
+        with pytest.raises(sa.errors.UnsupportedModelError, match="bakes the statistics in"):
+            sa.StreamProcessor(compiled)
 
 
 def test_names_do_not_carry_the_compilers_prefix():
