@@ -51,7 +51,9 @@ from streamadapt.replay import (
 CAP_FRAMES = 512
 STRONG_ERROR = 0.5  # a corruption is strong where the frozen model is wrong at least so often
 SEVERITIES = (1, 2, 3, 4, 5)
+PRIOR_FRAMES = 64
 CAPPED = f"Welford, cap {CAP_FRAMES}"
+CAPPED_WITH_PRIOR = f"{CAPPED}, prior {PRIOR_FRAMES}"
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,8 @@ def long_policies() -> list[Policy]:
     return [
         FrozenPolicy(),
         AdaBNOracle("adabn *"),
-        ProcessorPolicy("EMA (default)"),
         ProcessorPolicy(CAPPED, Welford(CAP_FRAMES)),
+        ProcessorPolicy(CAPPED_WITH_PRIOR, Welford(CAP_FRAMES, prior_frames=PRIOR_FRAMES)),
     ]
 
 

@@ -173,12 +173,13 @@ def measure(
     _settle(base, size)
     base = base.to(device, dtype, memory_format=layout)
     timer = Timer(device)
-    with ExitStack() as stack, torch.inference_mode():
-        reference = copy.deepcopy(base)
+    reference = copy.deepcopy(base)
+    with ExitStack() as stack:
         variants = {
             name: build(copy.deepcopy(base), configuration.batch, stack)
             for name, build in VARIANTS.items()
         }
+        stack.enter_context(torch.inference_mode())
         for forward in (reference, *variants.values()):
             for index in range(warm_up):
                 forward(batches[index % len(batches)])

@@ -256,7 +256,7 @@ class StatisticsBank:
         if self.counted:
             count = self.layout.per_channel(self.counts[index])[:, span]
         source = self._wide_source[:, span]
-        scalars = self.scalars[index]
+        scalars = self.scalars[index].clone()  # a slice would follow the next commit
         return State(
             moments=Moments(count, mean, var),
             source=Moments(self._no_count[span], source[0], source[1]),
@@ -280,7 +280,7 @@ class StatisticsBank:
         """Write a step's result for rows: every layer of a row, or none of it.
 
         A row is left as it is when no frame of it was accepted, or when any of its new values is
-        not a finite fp32 number. Decided on the device, without a branch.
+        not finite (in fp32, for statistics). Decided on the device, without a branch.
 
         Args:
             rows: which rows, each at most once.
@@ -313,7 +313,14 @@ class StatisticsBank:
             proposal = torch.where(self.layout.per_channel(seen), proposal, old)
             counts = torch.where(seen, counts, old_counts)
         # One value that is not finite makes the sum so; a float64 sum of fp32 values never is.
-        finite = torch.isfinite(proposal.sum(dim=(1, 2), dtype=torch.float64))
+        total = proposal.sum(dim=(1, 2), dtype=torch.float64)
+        if self.counted:
+            total = total + counts.sum(dim=1)
+        scalars = self.scalars[index]
+        if self.scalar_names:
+            scalars = torch.cat([new.scalars[name] for name in self.scalar_names], dim=1)
+            total = total + scalars.sum(dim=1)
+        finite = torch.isfinite(total)
         present = frames[:, 0] > 0
         accepted = finite & present
         column = accepted.unsqueeze(1)
@@ -321,7 +328,6 @@ class StatisticsBank:
         self.updates[index] += accepted
         self.counts[index] = torch.where(column, counts, old_counts)
         if self.scalar_names:
-            scalars = torch.cat([new.scalars[name] for name in self.scalar_names], dim=1)
             self.scalars[index] = torch.where(column, scalars, self.scalars[index])
         if isinstance(index, slice):
             torch.where(column.unsqueeze(2), proposal, old, out=old)

@@ -300,9 +300,13 @@ def _freezes(module: nn.Module) -> bool:
     """Whether the compiler makes constants of a module's buffers, by its own option or by all."""
     if not _is_compiled(module):
         return False
-    own = getattr(getattr(module, "dynamo_ctx", None), "compiler_config", None)
-    if isinstance(own, dict) and own.get("freezing"):
-        return True
+    # Compiled in place, a module keeps the compiler's context in a closure and nowhere else.
+    cells = getattr(getattr(module, "_compiled_call_impl", None), "__closure__", None) or ()
+    contexts = [getattr(module, "dynamo_ctx", None), *(cell.cell_contents for cell in cells)]
+    for context in contexts:
+        own = getattr(context, "compiler_config", None)
+        if isinstance(own, dict) and own.get("freezing"):
+            return True
     import torch._inductor.config as inductor
 
     return bool(getattr(inductor, "freezing", False))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from streamadapt.errors import ModelStateError, UnsupportedModelError
-from streamadapt.taps.inventory import Inventory, is_compiled, named_modules, take_inventory
+from streamadapt.taps.inventory import Inventory, named_modules, take_inventory
 from streamadapt.testing import frames, tiny_model
 
 
@@ -124,19 +124,16 @@ def test_a_model_that_shadows_modules_is_walked_all_the_same() -> None:
 
 def test_compiled_models_keep_their_names() -> None:
     model = Deep().eval()
-    assert not is_compiled(model)
     whole: Any = torch.compile(model, backend="eager")
     assert names(whole) == ["stem", "block.bn"]
     assert take_inventory(whole).model == "Deep"
-    assert is_compiled(whole)
     part = Deep().eval()
     part.block = torch.compile(part.block, backend="eager")  # type: ignore[assignment]
     assert names(part) == ["stem", "block.bn"]
     assert names(part, layers=["block.bn"]) == ["block.bn"]
-    assert is_compiled(part)
     in_place = Deep().eval()
     in_place.compile(backend="eager")
-    assert is_compiled(in_place) and names(in_place) == ["stem", "block.bn"]
+    assert names(in_place) == ["stem", "block.bn"]
 
 
 def test_only_a_batchnorm_in_training_mode_is_refused() -> None:
@@ -285,13 +282,15 @@ def scripted() -> nn.Module:
 OBSTACLES: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "script": (
         scripted,
-        "Sequential cannot be adapted: it is a TorchScript module, whose layers cannot be observed "
-        "and which may have its statistics frozen in. Wrap the nn.Module it was made from.",
+        "TopLevelTracedModule cannot be adapted: it is a TorchScript module, whose layers cannot "
+        "be observed and which may have its statistics frozen in. Wrap the nn.Module it was made "
+        "from.",
     ),
     "script inside": (
         lambda: named(nn.BatchNorm2d(4), scripted()),
-        "Sequential cannot be adapted: its part '1' is a TorchScript module, whose layers cannot be "
-        "observed and which may have its statistics frozen in. Wrap the nn.Module it was made from.",
+        "Sequential cannot be adapted: its part '1' is a TorchScript module, whose layers cannot "
+        "be observed and which may have its statistics frozen in. Wrap the nn.Module it was made "
+        "from.",
     ),
     "data parallel": (
         lambda: nn.DataParallel(Deep()).eval(),
@@ -328,17 +327,38 @@ def test_a_lazy_layer_that_has_run_is_a_layer_like_others() -> None:
     assert names(model) == ["0"]
 
 
-def test_a_model_compiled_with_freezing_is_refused() -> None:
+FREEZING = (
+    "Deep cannot be adapted: it is compiled with Inductor's `freezing`, which bakes the statistics "
+    "in. Set it to False and compile again."
+)
+
+
+def test_a_model_compiled_while_all_graphs_are_frozen_is_refused() -> None:
     import torch._inductor.config as inductor
 
     compiled: Any = torch.compile(Deep().eval())
     with inductor.patch(freezing=True):
-        assert refusal(compiled) == (
-            "Deep cannot be adapted: it is compiled with torch._inductor.config.freezing, which "
-            "bakes the statistics in. Set freezing to False and compile again."
-        )
+        assert refusal(compiled) == FREEZING
         assert take_inventory(Deep().eval()).problem is None
     assert take_inventory(compiled).problem is None
+
+
+def in_place(options: dict[str, Any]) -> Any:
+    model = Deep().eval()
+    model.compile(options=options)
+    return model
+
+
+@pytest.mark.parametrize(
+    "compiled",
+    [lambda options: torch.compile(Deep().eval(), options=options), in_place],
+    ids=["a wrapper", "in place"],
+)
+def test_a_model_compiled_to_a_frozen_graph_by_its_own_option_is_refused(
+    compiled: Callable[[dict[str, Any]], Any],
+) -> None:
+    assert refusal(compiled({"freezing": True})) == FREEZING
+    assert take_inventory(compiled({"freezing": False})).problem is None
 
 
 def test_an_inventory_changes_nothing_in_the_model() -> None:
