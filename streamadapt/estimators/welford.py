@@ -55,7 +55,7 @@ class Welford(Estimator):
         """Merge the batch by Chan's formula, with the memory capped first."""
         old, batch = state.moments, observed.moments
         positions = batch.count / observed.frames.clamp(min=1.0)  # of one frame, by layer
-        count = torch.where(state.updates == 0, self.prior_frames * positions, old.count)
+        count = torch.where(old.count > 0, old.count, self.prior_frames * positions)
         if self.max_frames is not None:
             count = torch.minimum(count, self.max_frames * positions)
         return state.advance(Moments(count, old.mean, old.var).merge(batch))
