@@ -36,6 +36,7 @@ Build = Callable[[nn.Module, int, ExitStack], Forward]
 MOMENTUM = 0.03  # of the peers' running statistics; it has no part in what they cost
 STREAMS = 8
 BOUND = 1.12
+QUIET = 0.03  # how far the A/A ratio may be from 1
 
 
 @dataclass(frozen=True)
@@ -300,6 +301,13 @@ def main() -> None:
                     _show(configuration, measured)
                     rows += measured
     claims = [] if options.quick else _claims(rows)
+    floors = [row["ratio"]["median"] for row in rows if row["variant"] == AGAIN]
+    quiet = all(abs(floor - 1) <= QUIET for floor in floors)
+    if not quiet:
+        print(
+            f"\nThe machine was not quiet: A/A {min(floors):.3f} to {max(floors):.3f}, more than "
+            f"{QUIET:.0%} from 1. Measure again before using these numbers."
+        )
     output: Path | None = options.output
     if output is None and not options.quick:
         output = RESULTS / f"overhead-{options.device}.json"
@@ -309,7 +317,12 @@ def main() -> None:
             benchmark="overhead",
             arguments={**vars(options), "rounds": rounds},
             environment=where,
-            results={"rows": rows, "cudnn_benchmark": True, "mode": "eager, inference_mode"},
+            results={
+                "rows": rows,
+                "quiet": quiet,
+                "mode": "eager, inference_mode",
+                "cudnn_benchmark": True,
+            },
             claims=claims,
         )
     report(claims, written=output)
