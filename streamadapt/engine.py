@@ -191,6 +191,8 @@ class AdaptationEngine:
 
     def commit(self, step: Step, where: StepRows) -> Verdict:
         """Reduce what `step` staged and write it, for all layers of a row or for none."""
+        if step.failure is not None:
+            raise step.failure
         with torch.inference_mode(False), torch.no_grad():
             observed = step.all_moments()
             weights = self._weights(where, observed.mean.shape[0])
@@ -321,9 +323,13 @@ class AdaptationEngine:
         if observed is None:
             return state.moments
         reduced = reduce_frames(observed, self._weights(where, observed.mean.shape[0]))
-        new = self.estimator.update(
-            state, Observation(reduced.moments, reduced.frames, elapsed)
-        ).moments
+        try:
+            new = self.estimator.update(
+                state, Observation(reduced.moments, reduced.frames, elapsed)
+            ).moments
+        except Exception as error:  # the caller's output comes first; reported with the commit
+            step.failure = step.failure or error
+            return state.moments
         usable = (
             torch.isfinite(new.mean).all(dim=1, keepdim=True)
             & torch.isfinite(new.var).all(dim=1, keepdim=True)

@@ -45,7 +45,7 @@ class Moments:
         `|mean - shift| < sigma` the variance keeps all but one bit of its sums' precision.
         A count of zero gives mean `shift` and variance zero.
         """
-        safe = count.clamp(min=1.0)
+        safe = torch.where(count > 0, count, 1.0)
         offset = total / safe
         var = (total_of_squares / safe - offset.square()).clamp(min=0.0)
         return cls(count, shift + offset, var)
@@ -75,7 +75,7 @@ class Moments:
             variances", 1979.
         """
         total = self.count + other.count
-        return self.blend(other, other.count / total.clamp(min=1e-300))
+        return self.blend(other, other.count / torch.where(total > 0, total, 1.0))
 
     @property
     def std(self) -> Tensor:

@@ -24,7 +24,8 @@ class Observation:
         moments: of the row's accepted frames, `[rows, channels]` float64; `count` is the number of
             positions, zero where a layer was not executed.
         frames: `[rows, 1]` float64, accepted frames.
-        elapsed_seconds: `[rows, 1]` float64, camera time since the row's previous frames.
+        elapsed_seconds: `[rows, 1]` float64, camera time since the row's previous frames; a single
+            zero for estimators that do not use it.
     """
 
     moments: Moments

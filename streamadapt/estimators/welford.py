@@ -54,7 +54,8 @@ class Welford(Estimator):
     def update(self, state: State, observed: Observation) -> State:
         """Merge the batch by Chan's formula, with the memory capped first."""
         old, batch = state.moments, observed.moments
-        positions = batch.count / observed.frames.clamp(min=1.0)  # of one frame, by layer
+        frames = torch.where(observed.frames > 0, observed.frames, 1.0)
+        positions = batch.count / frames  # of one frame, by layer
         count = torch.where(old.count > 0, old.count, self.prior_frames * positions)
         if self.max_frames is not None:
             count = torch.minimum(count, self.max_frames * positions)

@@ -105,9 +105,10 @@ class Inventory:
         if self.obstacles:
             return f"{self.model} cannot be adapted: " + " ".join(self.obstacles)
         if self.without_statistics:
+            verb = "has" if len(self.without_statistics) == 1 else "have"
             return (
                 f"{_several(self.without_statistics, 'BatchNorm layer')} of {self.model} "
-                "have no running statistics (track_running_stats=False): they normalise by the "
+                f"{verb} no running statistics (track_running_stats=False): they normalise by the "
                 "batch at inference, so frames of one batch change each other. Train or load the "
                 "model with running statistics, or leave these layers out with `layers=`."
             )
@@ -123,7 +124,7 @@ class Inventory:
                 "fuse=False; torch.ao: before fuse_modules)"
             )
         found += [
-            f"{count} {name} layers, which compute their statistics from each input and have "
+            f"{count} {name} layer{'s' * (count > 1)}: statistics come from each input, there is "
             "nothing to adapt"
             for name, count in self.others.items()
         ]
@@ -142,7 +143,8 @@ class Inventory:
         if self.excluded:
             notes.append(f"left out by `layers=`: {', '.join(self.excluded)}")
         notes += [
-            f"nothing to adapt in {count} {name} layers" for name, count in self.others.items()
+            f"nothing to adapt in {count} {name} layer{'s' * (count > 1)}"
+            for name, count in self.others.items()
         ]
         return tuple(notes)
 
@@ -166,6 +168,8 @@ def take_inventory(model: nn.Module, *, layers: LayerFilter | None = None) -> In
     Raises:
         UnsupportedModelError: `layers` names something that is not an adaptable layer.
     """
+    if isinstance(layers, str):
+        layers = [layers]
     found: list[AdaptableLayer] = []
     excluded: list[str] = []
     stateless: list[str] = []

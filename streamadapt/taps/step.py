@@ -86,6 +86,9 @@ class Step:
         observe: stage moments.
         staging: where they go.
         exact: take moments exactly rather than fast.
+
+    Attributes:
+        failure: what the estimator raised inside the forward, in synchronous timing.
     """
 
     def __init__(
@@ -104,6 +107,7 @@ class Step:
         self.entries = entries
         self.observe = observe
         self.coefficients: Coefficients | None = None
+        self.failure: Exception | None = None
         self.positions = [0.0] * len(layout.layers)
         self._only: int | None = None
         self._rows = rows

@@ -59,7 +59,8 @@ def test_streams_admitted_for_a_failed_forward_are_forgotten():
     assert equal(numbers(processor, "a"), kept)
 
 
-def test_an_estimator_that_fails_costs_the_update_and_not_the_output():
+@pytest.mark.parametrize("timing", ["lagged", "synchronous"])
+def test_an_estimator_that_fails_costs_the_update_and_not_the_output(timing):
     class Broken(sa.estimators.EMA):
         def update(self, state, observed):
             raise RuntimeError("no")
@@ -67,7 +68,7 @@ def test_an_estimator_that_fails_costs_the_update_and_not_the_output():
     model = residual()
     x = frames(4)
     expected = model(x)
-    processor = sa.StreamProcessor(model, estimator=Broken())
+    processor = sa.StreamProcessor(model, estimator=Broken(), timing=timing)
     assert torch.equal(processor(x), expected)
     assert processor.event_counts["UpdateFailed"] == 1
     assert not processor.status.healthy

@@ -41,7 +41,8 @@ def reduce_frames(observed: FrameMoments, weights: Tensor) -> Reduced:
 
     Args:
         observed: per-frame moments.
-        weights: `[rows, frames]` float64, at least zero.
+        weights: `[rows, frames]` float64, at least zero; a frame has weight in one row at most, so
+            that no row's rounding depends on another's frames.
     """
     # A single non-finite value makes the sum non-finite; in float64 nothing else does.
     finite = torch.isfinite((observed.mean + observed.var).sum(dim=1))

@@ -90,14 +90,14 @@ def test_a_model_that_can_be_adapted(models: str, capsys: pytest.CaptureFixture[
     text = capsys.readouterr().out
     assert "It can be adapted." in text
     assert "1 adaptable BatchNorm2d batchnorm 40 float32 520" in " ".join(text.split())
-    assert "nothing to adapt in 1 LayerNorm layers" in text
+    assert "nothing to adapt in 1 LayerNorm layer" in text
 
 
 @pytest.mark.parametrize(
     ("factory", "reason"),
     [
         ("training", "Call model.eval() first."),
-        ("group", "1 GroupNorm layers, which compute their statistics from each input"),
+        ("group", "1 GroupNorm layer: statistics come from each input"),
         ("fused", "2 places (0.bn, 1.bn) where a BatchNorm seems to have been fused"),
         ("stateless", "(track_running_stats=False)"),
         ("lazy", "Run it once on an example first."),

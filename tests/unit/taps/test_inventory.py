@@ -194,9 +194,9 @@ def test_a_model_without_normalisation() -> None:
 def test_a_model_that_normalises_in_other_ways() -> None:
     model = named(nn.GroupNorm(2, 4), nn.GroupNorm(1, 4), *(nn.LayerNorm(4) for _ in range(3)))
     assert refusal(model) == (
-        "Sequential has no BatchNorm layer with running statistics. Found: 2 GroupNorm layers, "
-        "which compute their statistics from each input and have nothing to adapt; 3 LayerNorm "
-        "layers, which compute their statistics from each input and have nothing to adapt."
+        "Sequential has no BatchNorm layer with running statistics. Found: 2 GroupNorm layers: "
+        "statistics come from each input, there is nothing to adapt; 3 LayerNorm layers: "
+        "statistics come from each input, there is nothing to adapt."
     )
 
 
