@@ -9,6 +9,7 @@ from torch import Tensor
 
 from streamadapt.ops.collect.staged import StagedMoments
 
+_ELEMENTWISE = 0  # ATen's number for reduction="none"
 _NO_EPS = 1e-30  # keeps a variance of zero from becoming an infinite inverse
 
 
@@ -95,12 +96,16 @@ def _channels_last_passes(flat: Tensor, scratch: Scratch, exact: bool) -> Staged
     """`flat` is `[frames, positions, channels]`, channels innermost in memory."""
     positions = flat.shape[1]
     mean = torch.mean(flat, dim=1, dtype=torch.float32)
-    rest = torch.sub(flat, mean.unsqueeze(1), out=scratch.like(flat))
+    squares, shift = scratch.like(flat), mean.unsqueeze(1)
+    # A norm along an outer dimension is not vectorised; squares and a sum are.
     if exact:
-        mean.add_(rest.sum(dim=1), alpha=1.0 / positions)
-    # A norm along an outer dimension is not vectorised; squares in place and a sum are.
-    squares = torch.sum(rest.square_(), dim=1)
-    return StagedMoments(mean, squares.rsqrt_().mul_(positions**0.5))
+        torch.sub(flat, shift, out=squares)
+        mean.add_(squares.sum(dim=1), alpha=1.0 / positions)
+        squares.square_()
+    else:
+        torch.ops.aten.mse_loss.out(flat, shift, _ELEMENTWISE, out=squares)  # one pass for both
+    inverse = torch.sum(squares, dim=1).rsqrt_().mul_(positions**0.5)
+    return StagedMoments(mean, inverse)
 
 
 def _channels_last(x: Tensor) -> bool:
