@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.models import (
@@ -48,6 +49,7 @@ from streamadapt.replay import (
     run,
 )
 
+Errors = NDArray[np.float64]
 CAP_FRAMES = 512
 STRONG_ERROR = 0.5  # a corruption is strong where the frozen model is wrong at least so often
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -111,7 +113,6 @@ def all_policies() -> list[Policy]:
 def long_policies() -> list[Policy]:
     """What the end of a long domain is about."""
     return [
-        FrozenPolicy(),
         AdaBNOracle("adabn *"),
         ProcessorPolicy(CAPPED, Welford(CAP_FRAMES)),
         ProcessorPolicy(CAPPED_WITH_PRIOR, Welford(CAP_FRAMES, prior_frames=PRIOR_FRAMES)),
@@ -136,7 +137,11 @@ def long_domains(sizes: Sizes) -> dict[str, Any]:
     """The last third of long domains; every policy on the same frames."""
     found = domains(sizes.long, sizes)
     result = _replay(found, sizes, long_policies(), batch_size=64)
-    return {**_series(result), "last_third": _errors(result, parts=3, part=2)}
+    return {
+        **_series(result),
+        "last_third": _errors(result, parts=3, part=2),
+        "gap_points": {name: _gap(result, name) for name in (CAPPED, CAPPED_WITH_PRIOR)},
+    }
 
 
 def severities(sizes: Sizes) -> dict[str, Any]:
@@ -193,9 +198,7 @@ def _series(result: ReplayResult) -> dict[str, Any]:
     quarters = [_errors(result, parts=4, part=part) for part in range(4)]
     return {
         "scenario": {
-            key: value
-            for key, value in result.to_dict()["scenario"].items()
-            if key in ("seed", "batch_size", "order", "dirichlet_alpha")
+            key: result.scenario[key] for key in ("seed", "batch_size", "order", "dirichlet_alpha")
         },
         "domains": [domain.name for domain in result.domains],
         "images_per_domain": result.domains[0].frames,
@@ -229,32 +232,65 @@ def _errors(result: ReplayResult, *, parts: int, part: int) -> dict[str, list[fl
     }
 
 
+def _gap(result: ReplayResult, name: str) -> list[dict[str, float]]:
+    """Error of a policy less AdaBN's over the last third of each domain, in points.
+
+    Its standard error is that of the mean over batches, in which both saw the same frames.
+    """
+    owners, frames = np.asarray(result.batch_domains), np.asarray(result.batch_frames)
+    right = {one: np.asarray(result.policy(one).correct) for one in (name, "adabn *")}
+    missed = 100 * (right["adabn *"] - right[name]) / frames
+    out = []
+    for index in range(len(result.domains)):
+        last = missed[np.array_split(np.flatnonzero(owners == index), 3)[2]]
+        error = last.std(ddof=1) / math.sqrt(len(last))
+        out.append({"mean": float(last.mean()), "standard_error": float(error)})
+    return out
+
+
 def claims(results: dict[str, Any]) -> list[Claim]:
     """What the numbers have to show."""
     out = []
     if "shuffled" in results:
-        policies = results["shuffled"]["policies"]
-        before = np.array(policies["frozen"]["error"])
-        after = np.array(policies["adabn *"]["error"])
-        strong = before >= STRONG_ERROR
-        text = (
-            f"shuffled: mean error of the {strong.sum()} strong corruptions, brought down by adabn "
-            "by a share of"
-        )
-        share = 1 - after[strong].mean() / before[strong].mean()
-        out.append(Claim.at_least(text, float(share), 1 / 3))
+        found = results["shuffled"]["policies"]
+        out.append(_strong_claim("shuffled", found["frozen"]["error"], found["adabn *"]["error"]))
     if "correlated" in results:
-        policies = results["correlated"]["policies"]
-        gap = policies["batch statistics"]["mean_error"] - policies["frozen"]["mean_error"]
+        found = results["correlated"]["policies"]
+        gap = found["batch statistics"]["mean_error"] - found["frozen"]["mean_error"]
         text = "class-correlated: batch statistics come out worse than frozen, points"
         out.append(Claim.at_least(text, 100 * gap, 0.0))
     if "long_domains" in results:
-        third = results["long_domains"]["last_third"]
-        gaps = 100 * (np.array(third[CAPPED]) - np.array(third["adabn *"]))
-        worst = results["long_domains"]["domains"][int(gaps.argmax())]
-        text = f"long domains: {CAPPED} against adabn, last third, worst ({worst}), points"
-        out.append(Claim.at_most(text, float(gaps.max()), 2.0))
+        part = results["long_domains"]
+        for name, gaps in part["gap_points"].items():
+            worst, gap = max(enumerate(gaps), key=lambda pair: pair[1]["mean"])
+            text = (
+                f"long domains: {name} less adabn, last third, worst ({part['domains'][worst]}, "
+                f"standard error {gap['standard_error']:.1f}), points"
+            )
+            out.append(Claim.at_most(text, gap["mean"], 2.0))
+    if "severities" in results:
+        part = results["severities"]
+        for severity, *errors in zip(
+            part["severities"], part["frozen"], part["adabn"], strict=True
+        ):
+            out.append(_strong_claim(f"severity {severity}", *errors))
     return out
+
+
+def _strong_claim(where: str, frozen: Sequence[float], adabn: Sequence[float]) -> Claim:
+    before, after = _of_the_strong(frozen, adabn)
+    text = (
+        f"{where}: mean error of the {before.size} strong corruptions, brought down by adabn by a "
+        "share of"
+    )
+    share = 1 - after.sum() / before.sum() if before.size else math.nan
+    return Claim.at_least(text, float(share), 1 / 3)
+
+
+def _of_the_strong(frozen: Sequence[float], adabn: Sequence[float]) -> tuple[Errors, Errors]:
+    before, after = np.asarray(frozen), np.asarray(adabn)
+    strong = before >= STRONG_ERROR
+    return before[strong], after[strong]
 
 
 def _show(name: str, part: dict[str, Any]) -> None:
@@ -279,48 +315,35 @@ def _show(name: str, part: dict[str, Any]) -> None:
             [policy, _percent(float(np.mean(one))), *map(_percent, one)]
             for policy, one in third.items()
         ]
-        gap = np.array(third[CAPPED]) - np.array(third["adabn *"])
-        rows.append([f"{CAPPED} − adabn", _points(gap.mean()), *map(_points, gap)])
+        for policy, gaps in part["gap_points"].items():
+            points = [gap["mean"] for gap in gaps]
+            cells = [f"{gap['mean']:+.1f}±{gap['standard_error']:.1f}" for gap in gaps]
+            rows.append([f"{policy} − adabn", f"{np.mean(points):+.1f}", *cells])
         print(table(["policy", "mean", *short], rows))
 
 
 def _show_severities(part: dict[str, Any]) -> None:
     frozen, adabn = np.array(part["frozen"]), np.array(part["adabn"])
-    print("\nseverities: error % frozen → adabn; share of it that adabn takes away")
-    rows = []
-    for column, corruption in enumerate(part["corruptions"]):
-        cells = [
-            f"{_percent(before)} → {_percent(after)} {_share(before, after)}"
-            for before, after in zip(frozen[:, column], adabn[:, column], strict=True)
-        ]
-        rows.append([corruption, *cells])
-    means = zip(frozen, adabn, strict=True)
-    rows.append(["mean", *(_mean_cell(before, after) for before, after in means)])
-    strong = [
-        (before[before >= STRONG_ERROR], after[before >= STRONG_ERROR])
-        for before, after in zip(frozen, adabn, strict=True)
+    pairs = list(zip(frozen, adabn, strict=True))
+    rows = [
+        [name, *(_change(before[index], after[index]) for before, after in pairs)]
+        for index, name in enumerate(part["corruptions"])
     ]
-    rows.append(["mean of the strong", *(_mean_cell(*pair) for pair in strong)])
+    rows.append(["mean", *(_change(*pair) for pair in pairs)])
+    rows.append(["mean of the strong", *(_change(*_of_the_strong(*pair)) for pair in pairs)])
+    print("\nseverities: error % frozen → adabn, and the change as a share of it")
     print(table(["corruption", *(f"severity {one}" for one in part["severities"])], rows))
 
 
-def _mean_cell(before: np.ndarray, after: np.ndarray) -> str:
-    if not before.size:
+def _change(before: Errors, after: Errors) -> str:
+    if not np.size(before):
         return "none"
-    first, second = float(before.mean()), float(after.mean())
-    return f"{_percent(first)} → {_percent(second)} {_share(first, second)}"
-
-
-def _share(before: float, after: float) -> str:
-    return f"{100 * (after / before - 1):+4.0f} %" if before else ""
+    first, second = np.mean(before), np.mean(after)
+    return f"{100 * first:.1f} → {100 * second:.1f} {100 * (second / first - 1):+4.0f} %"
 
 
 def _percent(error: float) -> str:
-    return f"{100 * error:.1f}" if math.isfinite(error) else "-"
-
-
-def _points(difference: float) -> str:
-    return f"{100 * difference:+.1f}"
+    return f"{100 * error:.1f}"
 
 
 def _abbreviation(domain: str) -> str:
@@ -345,7 +368,7 @@ def main() -> None:
     wanted = options.parts.split(",")
     if unknown := set(wanted) - set(PARTS):
         parser.error(f"unknown part {min(unknown)!r}; known: {', '.join(PARTS)}")
-    sizes = Sizes(options.severity, options.seed, stream=1280, long=3840, sweep=640, every=1)
+    sizes = Sizes(options.severity, options.seed, stream=1280, long=3840, sweep=512, every=1)
     if options.quick:
         sizes = Sizes(options.severity, options.seed, stream=320, long=960, sweep=320, every=3)
     where = environment()

@@ -120,21 +120,56 @@ class State:
         return replace(self, moments=moments, scalars={**self.scalars, **scalars})
 
 
+class Tallies:
+    """Which column of the 64-bit values beside the bank is what.
+
+    Args:
+        layers: number of layers, each with a count of positions.
+        scalars: names of the estimator's scalars.
+    """
+
+    def __init__(self, layers: int, scalars: Sequence[str]) -> None:
+        self.frames = slice(0, 1)
+        self.updates = slice(1, 2)
+        self.counts = slice(2, 2 + layers)
+        self.scalars = slice(2 + layers, 2 + layers + len(scalars))
+        self.width = 2 + layers + len(scalars)
+
+
 @dataclass(frozen=True, eq=False)
 class RowState:
     """A compact, detached copy of some rows: what a snapshot holds."""
 
     data: Tensor
-    counts: Tensor
-    frames: Tensor
-    updates: Tensor
-    scalars: Tensor
+    tallies: Tensor
+    columns: Tallies
+
+    @property
+    def counts(self) -> Tensor:
+        """`[rows, layers]`."""
+        return self.tallies[:, self.columns.counts]
+
+    @property
+    def frames(self) -> Tensor:
+        """`[rows]`."""
+        return self.tallies[:, 0]
+
+    @property
+    def updates(self) -> Tensor:
+        """`[rows]`."""
+        return self.tallies[:, 1]
+
+    @property
+    def scalars(self) -> Tensor:
+        """`[rows, scalars]`."""
+        return self.tallies[:, self.columns.scalars]
 
     def take(self, rows: Sequence[int]) -> RowState:
         """Some of its rows, in the given order."""
         index = torch.as_tensor(list(rows), dtype=torch.long, device=self.data.device)
-        parts = (self.data, self.counts, self.frames, self.updates, self.scalars)
-        return RowState(*(part.index_select(0, index) for part in parts))
+        return RowState(
+            self.data.index_select(0, index), self.tallies.index_select(0, index), self.columns
+        )
 
     def __repr__(self) -> str:
         rows, fields, channels = self.data.shape
@@ -146,8 +181,8 @@ class StatisticsBank:
 
     Fields are mean and variance, and with `compensated` the low-order halves of both, so that a
     row holds 48 bits of mantissa and a cumulative estimate does not stall after millions of
-    frames. Counts of positions (float64, exact to 2**53), frame and update counters (int64) and
-    estimator scalars (float64) lie beside the tensor and belong to the same transaction.
+    frames. Frame and update counters, counts of positions and estimator scalars lie beside it in
+    one float64 tensor (whole numbers are exact to 2**53) and belong to the same transaction.
 
     Its tensors are ordinary tensors, whatever grad or inference mode it is made or used in, and
     keep their addresses for life, except when the bank moves to another device.
@@ -181,19 +216,15 @@ class StatisticsBank:
         self.counted = counted
         self.scalar_names = tuple(scalars or ())
         self._initial_scalars = tuple((scalars or {}).values())
-        fields, layers = (4 if compensated else 2), len(layout.layers)
+        self.columns = Tallies(len(layout.layers), self.scalar_names)
+        fields = 4 if compensated else 2
         with torch.inference_mode(False), torch.no_grad():
             layout.to(device)
             shape = (rows, fields, layout.padded_channels)
             self.data = torch.zeros(shape, device=device)
             self.source = torch.zeros(2, layout.padded_channels, device=device)
             self.source[1] = 1.0
-            self.counts = torch.zeros(rows, layers, dtype=torch.float64, device=device)
-            self.frames = torch.zeros(rows, dtype=torch.int64, device=device)
-            self.updates = torch.zeros(rows, dtype=torch.int64, device=device)
-            self.scalars = torch.zeros(
-                rows, len(self.scalar_names), dtype=torch.float64, device=device
-            )
+            self.tallies = torch.zeros(rows, self.columns.width, dtype=torch.float64, device=device)
             self.set_source(source)
 
     @property
@@ -202,9 +233,29 @@ class StatisticsBank:
         return self.data.device
 
     @property
+    def counts(self) -> Tensor:
+        """Positions behind each layer's estimate, `[rows, layers]` float64; a view."""
+        return self.tallies[:, self.columns.counts]
+
+    @property
+    def frames(self) -> Tensor:
+        """Frames accepted, `[rows]` float64; a view."""
+        return self.tallies[:, 0]
+
+    @property
+    def updates(self) -> Tensor:
+        """Commits, `[rows]` float64; a view."""
+        return self.tallies[:, 1]
+
+    @property
+    def scalars(self) -> Tensor:
+        """The estimator's scalars, `[rows, scalars]` float64; a view."""
+        return self.tallies[:, self.columns.scalars]
+
+    @property
     def bytes_per_row(self) -> int:
         """Bytes of state that one stream costs."""
-        parts = (self.data, self.counts, self.frames, self.updates, self.scalars)
+        parts = (self.data, self.tallies)
         return sum(part.element_size() * part[0].numel() for part in parts)
 
     def set_source(
@@ -227,9 +278,7 @@ class StatisticsBank:
             fresh = torch.zeros_like(self.data[0])
             fresh[:2] = self.source
             self.data[index] = fresh
-            self.counts[index] = 0.0
-            self.frames[index] = 0
-            self.updates[index] = 0
+            self.tallies[index] = 0.0
             for column, value in enumerate(self._initial_scalars):
                 self.scalars[index, column] = value
 
@@ -252,18 +301,20 @@ class StatisticsBank:
         mean, var = data[:, 0], data[:, 1]
         if self.compensated:
             mean, var = mean + data[:, 2], var + data[:, 3]
+        # A copy: a slice would follow the next commit.
+        tallies, columns = self.tallies[index].clone(), self.columns
         count = self._no_count[span].expand_as(mean)
         if self.counted:
-            count = self.layout.per_channel(self.counts[index])[:, span]
+            count = self.layout.per_channel(tallies[:, columns.counts])[:, span]
         source = self._wide_source[:, span]
-        scalars = self.scalars[index].clone()  # a slice would follow the next commit
+        first = columns.scalars.start
         return State(
             moments=Moments(count, mean, var),
             source=Moments(self._no_count[span], source[0], source[1]),
-            frames=self.frames[index].double().unsqueeze(1),
-            updates=self.updates[index].double().unsqueeze(1),
+            frames=tallies[:, columns.frames],
+            updates=tallies[:, columns.updates],
             scalars={
-                name: scalars[:, column : column + 1]
+                name: tallies[:, first + column : first + column + 1]
                 for column, name in enumerate(self.scalar_names)
             },
         )
@@ -276,7 +327,7 @@ class StatisticsBank:
         frames: Tensor,
         positions: Tensor,
         unobserved: bool,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Tensor:
         """Write a step's result for rows: every layer of a row, or none of it.
 
         A row is left as it is when no frame of it was accepted, or when any of its new values is
@@ -291,11 +342,11 @@ class StatisticsBank:
                 committed.
 
         Returns:
-            Two bool tensors `[rows]`: the rows that were committed, and those whose proposal was
-            refused because it was not finite.
+            `[rows]` float64: frames that were committed; minus their number where a proposal was
+            refused; zero where there was none.
         """
         index = self._index(rows)
-        old, old_counts = self.data[index], self.counts[index]
+        old, before = self.data[index], self.tallies[index]
         mean, var = new.moments.mean, new.moments.var.clamp(min=0.0)
         proposal = torch.empty_like(old)
         proposal[:, 0].copy_(mean)
@@ -306,62 +357,50 @@ class StatisticsBank:
         counts = (
             self.layout.per_layer(new.moments.count)
             if self.counted
-            else old_counts + frames * positions
+            else torch.addcmul(before[:, self.columns.counts], frames, positions)
         )
         if unobserved:
             seen = positions > 0
             proposal = torch.where(self.layout.per_channel(seen), proposal, old)
-            counts = torch.where(seen, counts, old_counts)
+            counts = torch.where(seen, counts, before[:, self.columns.counts])
+        parts = [
+            before[:, self.columns.frames] + frames,
+            before[:, self.columns.updates] + 1.0,
+            counts,
+        ]
+        parts += [new.scalars[name] for name in self.scalar_names]
+        tallies = torch.cat(parts, dim=1)
         # One value that is not finite makes the sum so; a float64 sum of fp32 values never is.
-        total = proposal.sum(dim=(1, 2), dtype=torch.float64)
-        if self.counted:
-            total = total + counts.sum(dim=1)
-        scalars = self.scalars[index]
-        if self.scalar_names:
-            scalars = torch.cat([new.scalars[name] for name in self.scalar_names], dim=1)
-            total = total + scalars.sum(dim=1)
-        finite = torch.isfinite(total)
-        present = frames[:, 0] > 0
-        accepted = finite & present
-        column = accepted.unsqueeze(1)
-        self.frames[index] += torch.where(accepted, frames[:, 0], 0.0).long()
-        self.updates[index] += accepted
-        self.counts[index] = torch.where(column, counts, old_counts)
-        if self.scalar_names:
-            self.scalars[index] = torch.where(column, scalars, self.scalars[index])
+        # Zero times what is not finite is not zero.
+        total = proposal.sum(dim=(1, 2), dtype=torch.float64) + tallies.sum(dim=1)
+        present = frames[:, 0]
+        finite = total * 0.0 == 0.0
+        accepted = (finite & (present > 0)).unsqueeze(1)
+        self.tallies[index] = torch.where(accepted, tallies, before)
         if isinstance(index, slice):
-            torch.where(column.unsqueeze(2), proposal, old, out=old)
+            torch.where(accepted.unsqueeze(2), proposal, old, out=old)
         else:
-            self.data[index] = torch.where(column.unsqueeze(2), proposal, old)
-        return accepted, present & ~finite
+            self.data[index] = torch.where(accepted.unsqueeze(2), proposal, old)
+        return torch.where(finite, present, -present)
 
     def capture(self, rows: Sequence[int]) -> RowState:
         """A compact copy of rows; never a view of the bank."""
         index = torch.as_tensor(list(rows), device=self.device)
         with torch.inference_mode(False), torch.no_grad():
-            return RowState(
-                self.data[index],
-                self.counts[index],
-                self.frames[index],
-                self.updates[index],
-                self.scalars[index],
-            )
+            return RowState(self.data[index], self.tallies[index], self.columns)
 
     def restore(self, rows: Sequence[int], saved: RowState) -> None:
         """Put a copy made by `capture` back, in place."""
         index = torch.as_tensor(list(rows), device=self.device)
         with torch.inference_mode(False), torch.no_grad():
             self.data[index] = saved.data.to(self.device)
-            self.counts[index] = saved.counts.to(self.device)
-            self.frames[index] = saved.frames.to(self.device)
-            self.updates[index] = saved.updates.to(self.device)
-            self.scalars[index] = saved.scalars.to(self.device)
+            self.tallies[index] = saved.tallies.to(self.device)
 
     def to(self, device: torch.device) -> None:
         """Move everything to another device; all views made before are stale afterwards."""
         with torch.inference_mode(False), torch.no_grad():
             self.layout.to(device)
-            for name in ("data", "source", "counts", "frames", "updates", "scalars"):
+            for name in ("data", "source", "tallies"):
                 setattr(self, name, getattr(self, name).to(device))
             self._wide_source = self.source.double()
             self._no_count = torch.zeros_like(self._wide_source[0])

@@ -42,19 +42,6 @@ class StepRows:
     elapsed_seconds: Sequence[float]
 
 
-@dataclass(frozen=True, eq=False)
-class Verdict:
-    """What a commit did, on the device: `[rows]` tensors.
-
-    `accepted`: the row was written. `refused`: its proposal was not finite. `rejected`: how many
-    of its frames had weight zero.
-    """
-
-    accepted: Tensor
-    refused: Tensor
-    rejected: Tensor
-
-
 @dataclass(frozen=True)
 class Repair:
     """What `reconcile` found: `source_replaced`, or only moved to another device or dtype."""
@@ -103,6 +90,7 @@ class AdaptationEngine:
             scalars=estimator.scalars,
         )
         self._staging = Staging(self.layout)
+        self._make_constants()
         self.tap = ModelTap(self.layers)
         self.binding = BufferBinding(self.layers)
         self.tap.install()
@@ -139,6 +127,7 @@ class AdaptationEngine:
         if device != self.device:
             self.bank.to(device)
             self.tap.moved(device)
+            self._make_constants()
         if replaced:
             values = [(mean.detach().clone(), var.detach().clone()) for mean, var in held]
             self.bank.set_source(values)
@@ -189,8 +178,12 @@ class AdaptationEngine:
             self.tap.step = None
             self.tap.remapping = False
 
-    def commit(self, step: Step, where: StepRows) -> Verdict:
-        """Reduce what `step` staged and write it, for all layers of a row or for none."""
+    def commit(self, step: Step, where: StepRows) -> Tensor:
+        """Reduce what `step` staged and write it, for all layers of a row or for none.
+
+        Returns:
+            The bank's verdict, `[rows]`: see `StatisticsBank.commit`.
+        """
         if step.failure is not None:
             raise step.failure
         with torch.inference_mode(False), torch.no_grad():
@@ -202,7 +195,7 @@ class AdaptationEngine:
                 state,
                 Observation(reduced.moments, reduced.frames, self._elapsed(where)),
             )
-            accepted, refused = self.bank.commit(
+            verdict = self.bank.commit(
                 where.rows,
                 new,
                 frames=reduced.frames,
@@ -210,7 +203,7 @@ class AdaptationEngine:
                 unobserved=bool(step.unobserved),
             )
             self.binding.write_back()
-            return Verdict(accepted, refused, weights.sum(dim=1) - reduced.frames[:, 0])
+            return verdict
 
     def reset(self, rows: Sequence[int] | range) -> None:
         """Put rows back on the source."""
@@ -279,16 +272,23 @@ class AdaptationEngine:
         self.tap.remove()
         self.binding.release()
 
+    def _make_constants(self) -> None:
+        with torch.inference_mode(False):
+            self._no_time = torch.zeros(1, 1, dtype=torch.float64, device=self.device)
+        self._ones: Tensor | None = None
+
     def _weights(self, where: StepRows, entries: int) -> Tensor:
         if where.entries is None:
-            return torch.ones(1, entries, dtype=torch.float64, device=self.device)
+            if self._ones is None or self._ones.shape[1] < entries:
+                self._ones = torch.ones(1, entries, dtype=torch.float64, device=self.device)
+            return self._ones[:, :entries]
         weights = torch.zeros(len(where.rows), entries, dtype=torch.float64)
         weights[torch.tensor(where.entries), torch.arange(entries)] = 1.0
         return upload(weights, self.device)
 
     def _elapsed(self, where: StepRows) -> Tensor:
         if not self.estimator.uses_time:
-            return torch.zeros(1, 1, dtype=torch.float64, device=self.device)
+            return self._no_time
         seconds = torch.tensor(where.elapsed_seconds, dtype=torch.float64)
         return upload(seconds.unsqueeze(1), self.device)
 

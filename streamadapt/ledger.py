@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
-from streamadapt.engine import Verdict
 from streamadapt.events import FramesRejected, Outcome, StepCompleted, UpdateRefused
 from streamadapt.outbox import Outbox
 from streamadapt.readout import Readouts, Stopwatch
@@ -42,17 +42,20 @@ class Ledger:
         self.trouble: dict[str, str] = {}
         self.last_update: dict[int, float] = {}
 
-    def settle(self, facts: StepFacts, outcome: Outcome, verdict: Verdict | None) -> None:
-        """Book a step: now on the CPU, when the device has got there on CUDA."""
+    def settle(self, facts: StepFacts, outcome: Outcome, verdict: Tensor | None) -> None:
+        """Book a step: now on the CPU, when the device has got there on CUDA.
+
+        Args:
+            facts: what is known already.
+            outcome: what became of it, if there is no verdict to tell.
+            verdict: the bank's, `[rows]`.
+        """
         if verdict is None:
             marker = torch.zeros(0, device=facts.watch.device)
             self._readouts.submit(marker, lambda _: self._complete(facts, outcome, ()))
             return
         now = time.monotonic()
-        values = torch.cat(
-            [verdict.accepted.double(), verdict.refused.double(), verdict.rejected.double()]
-        )
-        self._readouts.submit(values, lambda arrived: self._receive(facts, arrived, now))
+        self._readouts.submit(verdict, lambda arrived: self._receive(facts, arrived, now))
 
     def forget(self, row: int) -> None:
         """A row has a new owner."""
@@ -64,22 +67,22 @@ class Ledger:
         return None if last is None else time.monotonic() - last
 
     def _receive(self, facts: StepFacts, values: list[float], now: float) -> None:
-        streams = tuple(facts.frames)
-        count = len(streams)
-        accepted, refused, rejected = (values[i * count : (i + 1) * count] for i in range(3))
-        for stream, frames, was_refused in zip(streams, rejected, refused, strict=True):
-            if frames:
+        updated = []
+        for (stream, frames), row, value in zip(
+            facts.frames.items(), facts.rows, values, strict=True
+        ):
+            rejected = frames - int(abs(value))
+            if rejected > 0:
                 self._outbox.post(
                     FramesRejected(
-                        step=facts.step, stream=stream, frames=int(frames), reason="nonfinite"
+                        step=facts.step, stream=stream, frames=rejected, reason="nonfinite"
                     )
                 )
-            if was_refused:
+            if value < 0:
                 self._outbox.post(UpdateRefused(step=facts.step, stream=stream))
-        updated = tuple(s for s, yes in zip(streams, accepted, strict=True) if yes)
-        for row, yes in zip(facts.rows, accepted, strict=True):
-            if yes:
+            if value > 0:
                 self.last_update[row] = now
+                updated.append(stream)
         self._rejected_in_a_row = 0 if updated else self._rejected_in_a_row + 1
         if self._rejected_in_a_row >= _REJECTIONS_IN_A_ROW:
             self.trouble["rejected"] = (
@@ -87,7 +90,7 @@ class Ledger:
             )
         else:
             self.trouble.pop("rejected", None)
-        self._complete(facts, "updated" if updated else "rejected", updated)
+        self._complete(facts, "updated" if updated else "rejected", tuple(updated))
 
     def _complete(self, facts: StepFacts, outcome: Outcome, updated: tuple[Hashable, ...]) -> None:
         inference, update = facts.watch.seconds()

@@ -103,7 +103,7 @@ def _one_pass(model: nn.Module, engine: AdaptationEngine, batches: Iterable[Any]
             step.coefficients = _batch_statistics(engine, step)
             model(frames)
         verdict = engine.commit(step, _ONE_ROW)
-        if not bool(verdict.accepted.all()) or bool(verdict.rejected.any()):
+        if int(verdict) != frames.shape[0]:
             raise DataError("A batch has frames whose layer inputs are not finite. Leave them out.")
     if not seen:
         raise DataError("`batches` holds no frames.")

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from streamadapt.batch import batch_size, camera_time, frames_by_stream, stream_ids
-from streamadapt.engine import StepRows, Verdict
+from streamadapt.engine import StepRows
 from streamadapt.errors import one_line
 from streamadapt.events import (
     ForwardFailed,
@@ -159,7 +160,7 @@ class Stepper:
             runtime.readouts.submit(compared, receive)
         return step
 
-    def _outcome(self, step: Step | None, where: StepRows) -> tuple[Outcome, Verdict | None]:
+    def _outcome(self, step: Step | None, where: StepRows) -> tuple[Outcome, Tensor | None]:
         """Commit what there is to commit, and say what came of it."""
         runtime = self._runtime
         if not where.rows:

@@ -81,14 +81,14 @@ def commit(
     """The rows that were committed, and those that were refused."""
     layers = len(bank.layout.layers)
     per_layer = torch.tensor(positions or [9.0] * layers, dtype=torch.float64)
-    accepted, refused = bank.commit(
+    verdict = bank.commit(
         rows,
         new,
         frames=torch.tensor([frames or [1.0] * len(rows)], dtype=torch.float64).T,
         positions=per_layer,
         unobserved=bool((per_layer == 0).any()),
     )
-    return accepted.tolist(), refused.tolist()
+    return (verdict > 0).tolist(), (verdict < 0).tolist()
 
 
 def everything(bank: StatisticsBank) -> RowState:

@@ -44,8 +44,9 @@ def reduce_frames(observed: FrameMoments, weights: Tensor) -> Reduced:
         weights: `[rows, frames]` float64, at least zero; a frame has weight in one row at most, so
             that no row's rounding depends on another's frames.
     """
-    # A single non-finite value makes the sum non-finite; in float64 nothing else does.
-    finite = torch.isfinite((observed.mean + observed.var).sum(dim=1))
+    # A single non-finite value makes the sum non-finite; in float64 nothing else does. Zero times
+    # such a sum is not zero.
+    finite = (observed.mean + observed.var).sum(dim=1) * 0.0 == 0.0
     weights = weights * finite
     frames = weights.sum(dim=1, keepdim=True)
     count = frames * observed.positions
