@@ -266,10 +266,16 @@ class StatisticsBank:
             for layer, (mean, var) in zip(self.layout.layers, source, strict=True):
                 self.source[0, layer.span] = mean.to(self.source)
                 self.source[1, layer.span] = var.to(self.source)
-            self._wide_source = self.source.double()
-            self._no_count = torch.zeros_like(self._wide_source[0])
+            self._make_constants()
             if reset_rows:
                 self.reset(range(self.rows))
+
+    def _make_constants(self) -> None:
+        self._wide_source = self.source.double()
+        self._no_count = torch.zeros_like(self._wide_source[0])
+        self._one_update = torch.zeros_like(self.tallies[0, : self.columns.scalars.start])
+        self._one_update[1] = 1.0
+        self._growth_of: tuple[Tensor, Tensor] | None = None
 
     def reset(self, rows: Sequence[int] | range) -> None:
         """Put rows back on the source, with all counters at their start."""
@@ -354,22 +360,22 @@ class StatisticsBank:
         if self.compensated:
             proposal[:, 2].copy_(mean - proposal[:, 0])
             proposal[:, 3].copy_(var - proposal[:, 1])
-        counts = (
-            self.layout.per_layer(new.moments.count)
-            if self.counted
-            else torch.addcmul(before[:, self.columns.counts], frames, positions)
+        columns = self.columns
+        tallies = torch.addcmul(
+            before[:, : columns.scalars.start] + self._one_update,
+            frames,
+            self._growth(positions),
         )
+        if self.counted:
+            tallies[:, columns.counts] = self.layout.per_layer(new.moments.count)
         if unobserved:
             seen = positions > 0
             proposal = torch.where(self.layout.per_channel(seen), proposal, old)
-            counts = torch.where(seen, counts, before[:, self.columns.counts])
-        parts = [
-            before[:, self.columns.frames] + frames,
-            before[:, self.columns.updates] + 1.0,
-            counts,
-        ]
-        parts += [new.scalars[name] for name in self.scalar_names]
-        tallies = torch.cat(parts, dim=1)
+            kept = before[:, columns.counts]
+            tallies[:, columns.counts] = torch.where(seen, tallies[:, columns.counts], kept)
+        if self.scalar_names:
+            scalars = [new.scalars[name] for name in self.scalar_names]
+            tallies = torch.cat([tallies, *scalars], dim=1)
         # One value that is not finite makes the sum so; a float64 sum of fp32 values never is.
         # Zero times what is not finite is not zero.
         total = proposal.sum(dim=(1, 2), dtype=torch.float64) + tallies.sum(dim=1)
@@ -382,6 +388,14 @@ class StatisticsBank:
         else:
             self.data[index] = torch.where(accepted.unsqueeze(2), proposal, old)
         return torch.where(finite, present, -present)
+
+    def _growth(self, positions: Tensor) -> Tensor:
+        """What one frame adds to the tallies: a frame, no update, and each layer's positions."""
+        if self._growth_of is None or self._growth_of[0] is not positions:
+            begin = torch.tensor([1.0, 0.0], dtype=torch.float64)
+            growth = torch.cat([upload(begin, positions.device), positions])
+            self._growth_of = (positions, growth)
+        return self._growth_of[1]
 
     def capture(self, rows: Sequence[int]) -> RowState:
         """A compact copy of rows; never a view of the bank."""
@@ -402,8 +416,7 @@ class StatisticsBank:
             self.layout.to(device)
             for name in ("data", "source", "tallies"):
                 setattr(self, name, getattr(self, name).to(device))
-            self._wide_source = self.source.double()
-            self._no_count = torch.zeros_like(self._wide_source[0])
+            self._make_constants()
 
     def _index(self, rows: Sequence[int] | range) -> slice | Tensor:
         """Consecutive rows as a slice (no gather, no host-to-device copy), others as a tensor."""

@@ -47,8 +47,8 @@ class Staging:
             parts.append(one or self._filler(entries, layer.channels, device))
             if gap:
                 parts.append(self._filler(entries, gap, device))
-        mean = torch.cat([part.mean for part in parts], dim=1)
-        inverse = torch.cat([part.inverse for part in parts], dim=1)
+        fields = [part.mean for part in parts] + [part.inverse for part in parts]
+        mean, inverse = torch.cat(fields, dim=1).double().chunk(2, dim=1)
         return FrameMoments(
             *StagedMoments(mean, inverse).moments(), *self._spread(tuple(positions), device)
         )

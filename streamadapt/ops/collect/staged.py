@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class StagedMoments(NamedTuple):
-    """Mean and inverse standard deviation per (frame, channel): fp32 `[frames, channels]`.
+    """Mean and inverse standard deviation per (frame, channel): `[frames, channels]`, fp32.
 
     The inverse deviation is what the fastest kernel returns, and unlike the variance it does not
     leave fp32's range: infinite where all values are equal, zero where they overflow.
@@ -19,4 +19,4 @@ class StagedMoments(NamedTuple):
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and population variance, float64."""
-        return self.mean.double(), self.inverse.double().pow_(-2.0)
+        return self.mean.double(), self.inverse.double().pow(-2.0)

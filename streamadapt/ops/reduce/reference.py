@@ -48,10 +48,11 @@ def reduce_frames(observed: FrameMoments, weights: Tensor) -> Reduced:
     # such a sum is not zero.
     finite = (observed.mean + observed.var).sum(dim=1) * 0.0 == 0.0
     weights = weights * finite
+    if weights.shape == (1, 1):  # nothing to pool; a frame that is not finite has count zero
+        count = weights * observed.positions
+        return Reduced(Moments(count, observed.mean, observed.var), weights, finite)
     frames = weights.sum(dim=1, keepdim=True)
     count = frames * observed.positions
-    if weights.shape == (1, 1):  # nothing to pool; a frame that is not finite has count zero
-        return Reduced(Moments(count, observed.mean, observed.var), frames, finite)
     column = finite.unsqueeze(1)
     mean = torch.where(column, observed.mean, 0.0)
     var = torch.where(column, observed.var, 0.0)
