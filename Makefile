@@ -51,8 +51,12 @@ lint: $(DEV_STAMP)
 	$(VENV)/bin/python -m mypy
 
 bench: $(DEV_STAMP)
+	$(VENV)/bin/python -m benchmarks.demo
 	$(VENV)/bin/python -m benchmarks.overhead
-	$(VENV)/bin/python -m benchmarks.adaptation
+	$(VENV)/bin/python -m benchmarks.soak
+	$(VENV)/bin/python -m benchmarks.adaptation --severity 3
+	$(VENV)/bin/python -m benchmarks.adaptation --severity 5
+	$(VENV)/bin/python -m benchmarks.publish
 
 gpu:
 	@$(PYTHON) -c 'import torch' 2>/dev/null || { \

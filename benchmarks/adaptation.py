@@ -384,7 +384,7 @@ def main() -> None:
     found = [] if options.quick else claims(results)
     output: Path | None = options.output
     if output is None and not options.quick:
-        output = RESULTS / "adaptation-cifar10.json"
+        output = RESULTS / f"adaptation-cifar10-severity{options.severity}.json"
     if output is not None:
         arguments = {**vars(options), "strong_error": STRONG_ERROR, "cap_frames": CAP_FRAMES}
         write(

@@ -50,29 +50,47 @@ def overhead() -> str:
 
 def adaptation() -> str:
     """Mean error of every policy, on shuffled and on class-correlated frames."""
-    results = _load("adaptation-cifar10.json")["results"]
-    parts = ("shuffled", "correlated")
-    names = list(results["shuffled"]["policies"])
-    body = []
-    for name in names:
-        cells = []
-        for part in parts:
-            found = results[part]["policies"].get(name)
-            cells.append("" if found is None else f"{100 * found['mean_error']:.1f}")
-        body.append([name, *cells])
-    header = [
-        "mean error, %",
-        *(f"{part}, batch {results[part]['scenario']['batch_size']}" for part in parts),
+    found = [
+        (severity, _load(path.name)["results"])
+        for severity in (3, 5)
+        if (path := RESULTS / f"adaptation-cifar10-severity{severity}.json").exists()
     ]
-    images = results["shuffled"]["images_per_domain"]
-    return _table(header, body) + (
-        f"\n\nResNet-20 on CIFAR-10, {len(results['shuffled']['domains'])} domains in a row "
-        f"without a reset, {images} images each, severity 5, one seed. * saw each domain "
+    columns = [
+        (f"{part}, severity {severity}", results[part]["policies"])
+        for severity, results in found
+        for part in ("shuffled", "correlated")
+    ]
+    names = list(columns[0][1])
+    body = [
+        [name]
+        + [f"{100 * each[name]['mean_error']:.1f}" if name in each else "" for _, each in columns]
+        for name in names
+    ]
+    shuffled, correlated = found[0][1]["shuffled"], found[0][1]["correlated"]
+    return _table(["mean error, %", *(column for column, _ in columns)], body) + (
+        f"\n\nResNet-20 on CIFAR-10, {len(shuffled['domains'])} domains in a row without a reset "
+        f"(clear, ten corruptions, one of them at a second severity), "
+        f"{shuffled['images_per_domain']} images each, one seed. Shuffled frames come in batches "
+        f"of {shuffled['scenario']['batch_size']}, class-correlated ones in batches of "
+        f"{correlated['scenario']['batch_size']} with about "
+        f"{correlated['mean_run_length']:.0f} frames of one class in a row. * saw each domain "
         "whole before it answered: a bound, not a rival."
     )
 
 
-SECTIONS = {"overhead": overhead, "adaptation": adaptation}
+def severities() -> str:
+    """What AdaBN takes away of the error of each corruption, by severity."""
+    found = _load("adaptation-cifar10-severity5.json")["results"]["severities"]
+    header = ["error, frozen → AdaBN, %", *(f"severity {one}" for one in found["severities"])]
+    body = []
+    for column, name in enumerate(found["corruptions"]):
+        pairs = zip(found["frozen"], found["adabn"], strict=True)
+        cells = [f"{100 * f[column]:.0f} → {100 * a[column]:.0f}" for f, a in pairs]
+        body.append([name.replace("_", " "), *cells])
+    return _table(header, body)
+
+
+SECTIONS = {"overhead": overhead, "adaptation": adaptation, "severities": severities}
 _MODELS = {"resnet18": "ResNet-18", "mobilenet_v2": "MobileNetV2", "resnet50": "ResNet-50"}
 
 
