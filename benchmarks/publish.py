@@ -39,8 +39,14 @@ def overhead() -> str:
     header = ["step time over frozen", *(f"{_MODELS[m]}, {b}, {lay}" for m, b, lay in shown)]
     body = [[variant, *(f"{ratio[variant, key]:.2f}" for key in shown)] for variant in variants]
     hardware = content["hardware"]
+    spans = []
+    for model in dict.fromkeys(model for model, _, _ in shown):
+        costs = [100 * (ratio["adapted", key] - 1) for key in shown if key[0] == model]
+        spans.append(f"{min(costs):.0f} to {max(costs):.0f} % on {_MODELS[model]}")
     return (
-        _table(header, body)
+        f"A step of an adapted model takes longer by {' and '.join(spans)}, the update included. "
+        "Many small layers and channels-last batches cost most.\n\n"
+        + _table(header, body)
         + f"\n\nMedians of interleaved ratios, update included, 224×224, eager fp32 on "
         f"{hardware['torch_threads']} threads of {_cpu(hardware['cpu'])}, PyTorch "
         f"{_version(content)}; columns are network, batch size and memory layout. "

@@ -42,7 +42,7 @@ def collect(x: Tensor, *, scratch: Scratch, exact: bool) -> StagedMoments:
 
     - fast: group normalisation with one channel a group computes per-frame moments in one
       vectorised, numerically stable pass. Its normalised output is thrown away, and it is still
-      the cheapest kernel that ATen has. Mean to about 2 ulp. A channels-last batch of one has a
+      the cheapest way found. Mean to about 2 ulp. A channels-last batch of one has a
       kernel of its own, whose mean is only good to about `sqrt(positions)` ulp.
     - `exact`: mean, subtract it into a scratch buffer, sum of the rest (which corrects the mean to
       half an ulp), norm of the rest. For estimates that accumulate for ever.
