@@ -14,9 +14,10 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from streamadapt.bank import BankLayout, StatisticsBank
+from streamadapt.bank import StatisticsBank
 from streamadapt.errors import ModelStateError, UnsupportedModelError
 from streamadapt.estimators import EMA
+from streamadapt.layout import BankLayout
 from streamadapt.taps import AdaptableLayer, Inventory, take_inventory, verify_remappable
 from streamadapt.taps.inventory import named_modules
 

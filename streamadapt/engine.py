@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from streamadapt.bank import BankLayout, RowState, State, StatisticsBank
+from streamadapt.bank import RowState, State, StatisticsBank
 from streamadapt.drift import location_scale_distance
 from streamadapt.errors import ModelStateError
 from streamadapt.estimators import Estimator, Observation
 from streamadapt.estimators.base import Timing
+from streamadapt.layout import BankLayout
 from streamadapt.moments import Moments
 from streamadapt.ops.reduce import reduce_frames
 from streamadapt.ops.remap import remap_coefficients

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from streamadapt.bank import BankLayout
 from streamadapt.errors import StreamError
+from streamadapt.layout import BankLayout
 from streamadapt.moments import Moments
 from streamadapt.ops.collect import Scratch, StagedMoments, collect
 from streamadapt.ops.reduce import FrameMoments

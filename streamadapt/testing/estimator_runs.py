@@ -8,10 +8,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from streamadapt.bank import BankLayout, RowState, StatisticsBank
+from streamadapt.bank import RowState, StatisticsBank
 from streamadapt.estimators import Estimator, Observation
 from streamadapt.estimators.base import Timing
 from streamadapt.events import Event, FramesRejected, UpdateFailed, UpdateRefused
+from streamadapt.layout import BankLayout
 from streamadapt.moments import Moments
 from streamadapt.processor import StreamProcessor
 from streamadapt.testing.examples import Law, Trial, with_row

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from streamadapt.bank import ALIGNMENT_CHANNELS, BankLayout, RowState, State, StatisticsBank
+from streamadapt.bank import RowState, State, StatisticsBank
+from streamadapt.layout import ALIGNMENT_CHANNELS, BankLayout
 from streamadapt.moments import Moments
 
 CPU = torch.device("cpu")

@@ -25,6 +25,7 @@ ROOT = "streamadapt"
 # itself, which only hands names on, has a place of its own; `testing` may import anything.
 LAYERS = (
     {"errors", "events", "moments", "transfer"},
+    {"layout"},
     {"bank", "ops", "streams"},
     {"drift", "estimators", "taps"},
     {

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamadapt import StreamProcessor
-from streamadapt.bank import BankLayout, StatisticsBank
+from streamadapt.bank import StatisticsBank
 from streamadapt.estimators import Observation, Welford
+from streamadapt.layout import BankLayout
 from streamadapt.moments import Moments
 
 Array = np.ndarray
