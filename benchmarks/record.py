@@ -176,6 +176,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         # Seven digits are more than any clock here is good for.
         return float(f"{value:.7g}") if math.isfinite(value) else None
+    if isinstance(value, Path):
+        return value.name  # where somebody keeps it is nobody's business
     if value is None or isinstance(value, bool | int | str):
         return value
     return str(value)
