@@ -194,7 +194,12 @@ class AdaptationEngine:
             state = self.bank.read(where.rows)
             new = self.estimator.update(
                 state,
-                Observation(reduced.moments, reduced.frames, self._elapsed(where)),
+                Observation(
+                    reduced.moments,
+                    reduced.frames,
+                    self._elapsed(where),
+                    self.layout.mean_over_layers,
+                ),
             )
             verdict = self.bank.commit(
                 where.rows,
@@ -326,7 +331,7 @@ class AdaptationEngine:
         reduced = reduce_frames(observed, self._weights(where, observed.mean.shape[0]))
         try:
             new = self.estimator.update(
-                state, Observation(reduced.moments, reduced.frames, elapsed)
+                state, Observation(reduced.moments, reduced.frames, elapsed, _mean_over_layer)
             ).moments
         except Exception as error:  # the caller's output comes first; reported with the commit
             step.failure = step.failure or error
@@ -341,3 +346,8 @@ class AdaptationEngine:
             torch.where(usable, new.mean, state.moments.mean),
             torch.where(usable, new.var.clamp(min=0.0), state.moments.var),
         )
+
+
+def _mean_over_layer(values: Tensor) -> Tensor:
+    """The mean over the last dimension, which is one layer's channels, in the place of each."""
+    return values.mean(dim=-1, keepdim=True).expand_as(values)

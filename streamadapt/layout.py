@@ -91,3 +91,7 @@ class BankLayout:
         out = torch.zeros(shape, dtype=per_channel.dtype, device=per_channel.device)
         weighted = per_channel * self._share.to(per_channel.dtype)
         return out.index_add_(-1, self._layer_of, weighted)
+
+    def mean_over_layers(self, per_channel: Tensor) -> Tensor:
+        """Put the mean over its layer in the place of each of `[..., padded channels]`."""
+        return self.per_channel(self.mean_per_layer(per_channel))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar, Literal
@@ -16,6 +16,11 @@ from streamadapt.moments import Moments
 Timing = Literal["lagged", "synchronous"]
 
 
+def each_channel_alone(values: Tensor) -> Tensor:
+    """`values` as they are: every channel counts as a layer of its own."""
+    return values
+
+
 @dataclass(frozen=True, eq=False)
 class Observation:
     """What one step showed of each row.
@@ -26,11 +31,14 @@ class Observation:
         frames: `[rows, 1]` float64, accepted frames.
         elapsed_seconds: `[rows, 1]` float64, camera time since the row's previous frames; a single
             zero for estimators that do not use it.
+        per_layer_mean: puts in the place of each value, `[..., channels]`, the mean over its
+            layer's channels; padding has no weight.
     """
 
     moments: Moments
     frames: Tensor
     elapsed_seconds: Tensor
+    per_layer_mean: Callable[[Tensor], Tensor] = each_channel_alone
 
 
 class Estimator(ABC):
@@ -38,7 +46,8 @@ class Estimator(ABC):
 
     An estimator is a pure function over tensors. It sees all layers of all rows of a step at once,
     keeps no tensor of its own, and treats every channel alike, so that the same rule serves one
-    layer (synchronous timing) and the whole bank (the commit). Rows without an accepted frame and
+    layer (synchronous timing) and the whole bank (the commit); what the channels of a layer decide
+    together, they decide by `observed.per_layer_mean`. Rows without an accepted frame and
     layers that were not executed are held back by the bank; a proposal that is not finite is
     refused there as well.
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from streamadapt.errors import ConfigurationError
-from streamadapt.estimators import DUA, EMA, Estimator, SourcePrior, Welford
+from streamadapt.estimators import DUA, EMA, MECTA, AlphaBN, Estimator, SourcePrior, Welford
 
 nan, inf = float("nan"), float("inf")
 UNITS = "`momentum`, `half_life_frames` and `half_life_seconds`"
@@ -100,6 +100,16 @@ REFUSED: list[tuple[Callable[[], Estimator], str]] = [
         lambda: DUA(nan),
         "`momentum` and `floor` must be at least 0 with a sum in (0, 1], got nan and 0.005.",
     ),
+    (
+        lambda: AlphaBN(0.0),
+        "`alpha` must be in (0, 1], got 0.0. To keep the source statistics, use Frozen().",
+    ),
+    (
+        lambda: AlphaBN(nan),
+        "`alpha` must be in (0, 1], got nan. To keep the source statistics, use Frozen().",
+    ),
+    (lambda: MECTA(0.0), "`scale` must be positive and finite, got 0.0."),
+    (lambda: MECTA(floor=inf), "`floor` must be positive and finite, got inf."),
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,12 +18,15 @@ from streamadapt.bank import State
 from streamadapt.estimators import (
     DUA,
     EMA,
+    MECTA,
+    AlphaBN,
     BatchStatistics,
     Estimator,
     Frozen,
     Observation,
     SourcePrior,
 )
+from streamadapt.estimators.base import Timing
 from streamadapt.moments import Moments
 from streamadapt.testing import fake_observation, fake_state, frames
 
@@ -78,6 +82,16 @@ def test_the_source_prior_weighs_source_and_batch_by_frames(weight: float) -> No
     ):
         wanted = weight / (weight + n) * source + n / (weight + n) * batch
         np.testing.assert_allclose(getattr(got, name), wanted, **CLOSE)
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.5, 1.0])
+def test_alpha_bn_mixes_source_and_batch_and_drops_the_between_term(alpha: float) -> None:
+    state, observed = fake_state(AlphaBN(alpha), updates=2), fake_observation()
+    got = AlphaBN(alpha).update(state, observed).moments
+    _, mean, var = numbers(observed.moments)
+    _, source_mean, source_var = numbers(state.source)
+    np.testing.assert_allclose(got.mean, (1 - alpha) * source_mean + alpha * mean, **CLOSE)
+    np.testing.assert_allclose(got.var, (1 - alpha) * source_var + alpha * var, **CLOSE)
 
 
 @pytest.mark.parametrize("a", [0.01, 0.1, 1.0])
@@ -154,6 +168,100 @@ def test_dua_decays_its_weight_to_the_floor(momentum: float, decay: float, floor
         np.testing.assert_allclose(state.scalars["dua_momentum"], scheduled, rtol=1e-12)
     np.testing.assert_allclose(state.moments.mean, mean, **CLOSE)
     np.testing.assert_allclose(state.moments.var, var, **CLOSE)
+
+
+LAYERS = (slice(0, 1), slice(1, 4), slice(4, 6))
+
+
+def over_layers(values: Tensor) -> Tensor:
+    """Each value's mean over its layer, where six channels are three layers."""
+    return torch.cat(
+        [values[..., span].mean(-1, keepdim=True).expand_as(values[..., span]) for span in LAYERS],
+        dim=-1,
+    )
+
+
+def gate(
+    mean: Array, var: Array, m: Array, v: Array, *, scale: float, floor: Array | float
+) -> Array:
+    """MECTA's weight of a batch in a layer: both divergences, as defined for two normals."""
+    p, q, d = var + floor, v + floor, m - mean
+    forth = 0.5 * (np.log(p / q) + (q + d**2) / p - 1)
+    back = 0.5 * (np.log(q / p) + (p + d**2) / q - 1)
+    return 1 - np.exp(-scale * (forth + back).mean(-1, keepdims=True))
+
+
+@pytest.mark.parametrize(("scale", "floor"), [(1.0, 1e-3), (0.02, 1e-3), (0.3, 0.5)])
+def test_mectas_drift_opens_the_gate_layer_by_layer(scale: float, floor: float) -> None:
+    estimator = MECTA(scale, floor=floor)
+    state = fake_state(estimator)
+    _, mean, var = (part.copy() for part in numbers(state.moments))
+    source_var = state.source.var.numpy()
+    for plain in observations(20):
+        observed = replace(plain, per_layer_mean=over_layers)
+        _, m, v = numbers(observed.moments)
+        for span in LAYERS:
+            a = gate(
+                *(one[:, span] for one in (mean, var, m, v)),
+                scale=scale,
+                floor=floor * source_var[span].mean(),
+            )
+            mean[:, span] = (1 - a) * mean[:, span] + a * m[:, span]
+            var[:, span] = (1 - a) * var[:, span] + a * v[:, span]
+        state = advanced(state, estimator.update(state, observed), observed)
+        np.testing.assert_allclose(state.moments.mean, mean, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(state.moments.var, var, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("timing", ["lagged", "synchronous"])
+@pytest.mark.parametrize("streams", [1, 2])
+def test_mectas_layers_are_the_models(timing: Timing, streams: int) -> None:
+    """Layers of one and of forty channels, which the bank pads; each has a gate of its own."""
+    model = nn.Sequential(nn.BatchNorm2d(40), nn.Conv2d(40, 1, 1), nn.BatchNorm2d(1)).eval()
+    with torch.no_grad():
+        model[1].weight.normal_(std=0.2, generator=torch.Generator().manual_seed(0))
+        for layer in (model[0], model[2]):
+            layer.running_mean.normal_(generator=torch.Generator().manual_seed(1))
+            layer.running_var.fill_(1.5)
+    plain, inputs = copy.deepcopy(model), []
+    plain[2].register_forward_pre_hook(lambda _, seen: inputs.append(seen[0]))
+    wanted = [
+        (layer.running_mean.double().numpy(), layer.running_var.double().numpy())
+        for layer in (model[0], model[2])
+    ]
+    names = ["a", "b"][:streams]
+    estimator = MECTA(0.05)
+    with (
+        torch.no_grad(),
+        StreamProcessor(
+            model, estimator=estimator, timing=timing, max_streams=streams
+        ) as processor,
+    ):
+        for seed in range(5):
+            batch = frames(6, channels=40, size=4, seed=seed, gain=0.5)
+            crowd = torch.cat([batch, batch + 9.0]) if streams == 2 else batch
+            processor(crowd, streams=[name for name in names for _ in range(6)])
+            for index, layer in enumerate((plain[0], plain[2])):
+                if index == 1 or timing == "lagged":  # the statistics that the batch went through
+                    plain(batch)
+                x = (batch if index == 0 else inputs[-1]).double().numpy()
+                mean, var = wanted[index]
+                m, v = x.mean((0, 2, 3)), x.var((0, 2, 3))
+                a = gate(mean, var, m, v, scale=0.05, floor=1.5e-3)
+                wanted[index] = ((1 - a) * mean + a * m, (1 - a) * var + a * v)
+                if timing == "synchronous":
+                    set_statistics(layer, wanted[index])
+            for index, layer in enumerate((plain[0], plain[2])):
+                set_statistics(layer, wanted[index])
+        for name, expected in zip(("0", "2"), wanted, strict=True):
+            got = processor.statistics("a")[name]
+            np.testing.assert_allclose(got.mean, expected[0], rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(got.var, expected[1], rtol=1e-4, atol=1e-5)
+
+
+def set_statistics(layer: nn.Module, values: tuple[Array, Array]) -> None:
+    layer.running_mean.copy_(torch.from_numpy(values[0]))  # type: ignore[operator, union-attr]
+    layer.running_var.copy_(torch.from_numpy(values[1]))  # type: ignore[operator, union-attr]
 
 
 def test_duas_defaults_are_the_papers() -> None:
@@ -261,7 +369,9 @@ def test_the_mixture_keeps_the_spread_between_batches_that_pytorch_drops() -> No
     assert 0.5 < found["mixture"] < 2.0
 
 
-@pytest.mark.parametrize("estimator", [BatchStatistics(), SourcePrior(16.0)], ids=repr)
+@pytest.mark.parametrize(
+    "estimator", [BatchStatistics(), SourcePrior(16.0), AlphaBN(0.3)], ids=repr
+)
 def test_synchronous_methods_normalise_by_what_they_say(estimator: Estimator) -> None:
     model = nn.BatchNorm2d(3).eval()
     with torch.no_grad():
@@ -272,6 +382,8 @@ def test_synchronous_methods_normalise_by_what_they_say(estimator: Estimator) ->
     mean, var = values.mean(axis=(0, 2, 3)), values.var(axis=(0, 2, 3))
     if isinstance(estimator, SourcePrior):
         mean, var = (16 * 1.0 + 8 * mean) / 24, (16 * 4.0 + 8 * var) / 24
+    if isinstance(estimator, AlphaBN):
+        mean, var = 0.7 * 1.0 + 0.3 * mean, 0.7 * 4.0 + 0.3 * var
     wanted = (values - mean[:, None, None]) / np.sqrt(var + model.eps)[:, None, None]
     with StreamProcessor(model, estimator=estimator, timing="synchronous") as processor:
         for _ in range(2):  # nothing is remembered

@@ -16,6 +16,8 @@ from streamadapt.errors import ConfigurationError
 from streamadapt.estimators import (
     DUA,
     EMA,
+    MECTA,
+    AlphaBN,
     BatchStatistics,
     Estimator,
     Frozen,
@@ -46,6 +48,11 @@ SHIPPED = (
     Welford(100.0, prior_frames=16.0),
     DUA(),
     DUA(0.9, decay=1.0, floor=0.1),
+    AlphaBN(),
+    AlphaBN(1.0),
+    MECTA(),
+    MECTA(0.01),
+    MECTA(100.0, floor=1e-6),
 )
 
 
@@ -71,6 +78,8 @@ def test_the_repr_tells_settings_apart() -> None:
     assert repr(SourcePrior(8)) == "SourcePrior(source_weight=8.0)"
     assert repr(DUA()) == "DUA(momentum=0.1, decay=0.94, floor=0.005)"
     assert repr(Welford(50)) == "Welford(max_frames=50, prior_frames=0.0)"
+    assert repr(AlphaBN()) == "AlphaBN(alpha=0.1)"
+    assert repr(MECTA(2)) == "MECTA(scale=2.0, floor=0.001)"
     assert repr(Frozen()) == "Frozen()"
 
 
