@@ -245,6 +245,16 @@ def load_cifar_resnet(depth: int, data_dir: Path | None = None) -> CifarResNet:
     return model
 
 
+def load_resnet20() -> CifarResNet:
+    """CIFAR ResNet-20 with its trained weights: a factory for scenarios."""
+    return load_cifar_resnet(20)
+
+
+def load_resnet56() -> CifarResNet:
+    """CIFAR ResNet-56 with its trained weights: a factory for scenarios."""
+    return load_cifar_resnet(56)
+
+
 def load_mobilenet_v2(data_dir: Path | None = None) -> MobileNetV2:
     """MobileNetV2 with its trained weights, in evaluation mode.
 

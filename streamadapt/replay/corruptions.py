@@ -25,6 +25,8 @@ Float = NDArray[np.float32]
 Corruption = Callable[[Float, int, np.random.Generator], Float]
 
 SEVERITIES = (1, 2, 3, 4, 5)
+LIBRARY_PREFIX = "imagecorruptions:"
+"""What the names of the library `imagecorruptions` start with."""
 SMALLEST_SIDE = 8
 _GAMMA = 2.2
 
@@ -36,7 +38,7 @@ def corrupt(
 
     Args:
         x: frames, uint8 `[N, H, W, 3]`, at least 8 x 8; not changed.
-        name: a key of `CORRUPTIONS`.
+        name: a key of `CORRUPTIONS`, or `"imagecorruptions:NAME"`.
         severity: 1 (slight) to 5 (severe); `"none"` ignores it.
         rng: where all randomness comes from; it is advanced.
 
@@ -51,7 +53,7 @@ def corrupt(
     >>> int(corrupt(grey, "over_exposure", severity=1, rng=np.random.default_rng(0)).min())
     153
     """
-    if name not in CORRUPTIONS:
+    if name not in CORRUPTIONS and not name.startswith(LIBRARY_PREFIX):
         raise ConfigurationError(
             f"Unknown corruption `{name}`. Known corruptions: {', '.join(CORRUPTIONS)}."
         )
@@ -69,6 +71,13 @@ def corrupt(
         )
     if name == "none" or not len(x):
         return x.copy()
+    if name.startswith(LIBRARY_PREFIX):
+        # Imported here: it needs a library that few have.
+        from streamadapt.replay.library_corruptions import corrupt_with_library
+
+        return corrupt_with_library(
+            x, name.removeprefix(LIBRARY_PREFIX), severity=severity, rng=rng
+        )
     return _to_uint8(CORRUPTIONS[name](x.astype(np.float32) / np.float32(255), severity, rng))
 
 
@@ -187,6 +196,20 @@ CORRUPTIONS: dict[str, Corruption] = {
     "jpeg": jpeg,
     "pixelate": pixelate,
 }
+
+
+DESIGN_CORRUPTIONS = (
+    "gaussian_noise",
+    "defocus_blur",
+    "fog",
+    "low_light",
+    "contrast",
+    "jpeg",
+)
+"""What settings and rules may be chosen on."""
+
+SCORED_ONLY_CORRUPTIONS = ("shot_noise", "motion_blur", "over_exposure", "pixelate")
+"""What is only scored, as all of `imagecorruptions` is: nothing was ever chosen on it."""
 
 
 def fractal_noise(frames: int, height: int, width: int, *, rng: np.random.Generator) -> Float:

@@ -27,7 +27,7 @@ class LabelledData:
 
     Attributes:
         x: uint8 `[N, H, W, 3]`, RGB.
-        y: int64 `[N]`, class indices from 0.
+        y: int64 `[N]`, class indices from 0; -1 where it is not known.
         names: class names in the order of the indices; empty where they are not known.
 
     Raises:
@@ -55,8 +55,11 @@ class LabelledData:
             )
         if not len(self.x):
             raise DataError("There are no images. A replay needs at least one.")
-        if int(self.y.min()) < 0:
-            raise DataError(f"Labels must not be negative, found {int(self.y.min())}.")
+        if int(self.y.min()) < -1:
+            raise DataError(
+                f"Labels must not be negative, found {int(self.y.min())}. Only -1 is allowed: it "
+                "marks an image whose class is not known."
+            )
         if self.names and len(self.names) <= int(self.y.max()):
             raise DataError(f"There are {len(self.names)} names, labels go up to {self.y.max()}.")
         object.__setattr__(self, "y", self.y.astype(np.int64))

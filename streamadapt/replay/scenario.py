@@ -1,25 +1,40 @@
-"""What to replay, as a value: data, model, order, domains, policies. Read from TOML, strictly."""
+"""What to replay, as a value: data, model, order, domains, policies."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from streamadapt.errors import ScenarioError
-from streamadapt.replay.corruptions import CORRUPTIONS, SEVERITIES
+from streamadapt.replay.corruptions import CORRUPTIONS, LIBRARY_PREFIX, SEVERITIES
+from streamadapt.replay.spelling import suggest
 
 Order = Literal["iid", "dirichlet"]
-Kind = Literal["frozen", "adabn", "estimator"]
+Arrangement = Literal["sequential", "mixed", "cameras"]
+Part = Literal["calibrate", "tune", "test"]
 Timing = Literal["lagged", "synchronous"]
+Kind = Literal[
+    "frozen",
+    "adabn",
+    "estimator",
+    "class_balanced",
+    "eata",
+    "lame",
+    "rdumb",
+    "rotta",
+    "sar",
+    "tent",
+    "unmix_tns",
+]
 
 ORDERS: tuple[Order, ...] = get_args(Order)
+ARRANGEMENTS: tuple[Arrangement, ...] = get_args(Arrangement)
+PARTS: tuple[Part, ...] = get_args(Part)
 KINDS: tuple[Kind, ...] = get_args(Kind)
 TIMINGS: tuple[Timing, ...] = get_args(Timing)
 
@@ -30,29 +45,63 @@ class Domain:
 
     Attributes:
         name: what tables and charts call it; need not be unique, a stream may come back to it.
-        samples: its length in frames.
-        corruption: a key of `streamadapt.replay.CORRUPTIONS`.
-        severity: 1 to 5; ignored by `"none"`.
+        samples: its length in frames; None, with `images`, for as many as there are.
+        corruption: a key of `streamadapt.replay.CORRUPTIONS`, or `"imagecorruptions:NAME"`.
+        severity: 1 to 5; several for stretches of equal length, one after the other. Ignored by
+            the corruption `"none"`. With `images` it picks a part of a published set.
+        images: images of its own: a file of CIFAR-10-C, a folder of ImageNet-C, an `.npz`, a
+            folder of pictures, or a video.
+        labels: of a video: a CSV file with the columns `frame` and `label`.
     """
 
     name: str
-    samples: int
+    samples: int | None = None
     corruption: str = "none"
-    severity: int = 3
+    severity: int | tuple[int, ...] = 3
+    images: str | None = None
+    labels: str | None = None
 
     def __post_init__(self) -> None:
         where = f"domain `{self.name}`: "
         if not self.name:
             raise ScenarioError("domain: `name` must not be empty.")
-        if self.samples < 1:
+        if isinstance(self.severity, list):
+            object.__setattr__(self, "severity", tuple(self.severity))
+        if self.samples is None and self.images is None:
+            raise ScenarioError(f"{where}`samples` is missing.")
+        if self.samples is not None and self.samples < 1:
             raise ScenarioError(f"{where}`samples` must be at least 1, got {self.samples}.")
-        if self.corruption not in CORRUPTIONS:
+        ours = self.corruption in CORRUPTIONS
+        if not ours and not self.corruption.startswith(LIBRARY_PREFIX):
             raise ScenarioError(
                 f"{where}unknown corruption `{self.corruption}`."
-                f"{_suggest(self.corruption, list(CORRUPTIONS))}"
+                f"{suggest(self.corruption, list(CORRUPTIONS))}"
             )
-        if self.severity not in SEVERITIES:
-            raise ScenarioError(f"{where}`severity` must be 1 to 5, got {self.severity}.")
+        levels = self.severity if isinstance(self.severity, tuple) else (self.severity,)
+        if not levels or any(level not in SEVERITIES for level in levels):
+            shown = list(levels) if isinstance(self.severity, tuple) else self.severity
+            raise ScenarioError(f"{where}`severity` must be 1 to 5, got {shown}.")
+        if self.images is not None and self.corruption != "none":
+            raise ScenarioError(
+                f"{where}`images` are shown as they are. Leave `corruption` out, or spoil the "
+                "scenario's `data` instead."
+            )
+        if self.images is not None and len(levels) > 1:
+            raise ScenarioError(f"{where}`severity` must be one number where there are `images`.")
+        if self.labels is not None and self.images is None:
+            raise ScenarioError(f"{where}`labels` belong to `images`, which are missing.")
+
+    @property
+    def severities(self) -> tuple[int, ...]:
+        """One severity a stretch; 0 where nothing is corrupted."""
+        if self.condition == "none":
+            return (0,)
+        return self.severity if isinstance(self.severity, tuple) else (self.severity,)
+
+    @property
+    def condition(self) -> str:
+        """The corruption, or the name of the images."""
+        return self.corruption if self.images is None else Path(self.images).stem
 
 
 @dataclass(frozen=True)
@@ -62,10 +111,10 @@ class PolicySpec:
     Attributes:
         name: what tables and charts call it; unique in a scenario.
         kind: `"frozen"` (the model as it is), `"adabn"` (an oracle: statistics of the whole domain
-            before its first frame), or `"estimator"` (a `StreamProcessor`).
+            before its first frame), `"estimator"` (a `StreamProcessor`), or a published method.
         estimator: a class of `streamadapt.estimators`; None is the processor's own default.
         timing: `"lagged"` or `"synchronous"`; None is the processor's own default.
-        parameters: arguments of the estimator, or of `adabn`.
+        parameters: arguments of the estimator, or of the policy.
     """
 
     name: str
@@ -79,10 +128,10 @@ class PolicySpec:
         if not self.name:
             raise ScenarioError("policy: `name` must not be empty.")
         if self.kind not in KINDS:
-            raise ScenarioError(f"{where}unknown kind `{self.kind}`.{_suggest(self.kind, KINDS)}")
+            raise ScenarioError(f"{where}unknown kind `{self.kind}`.{suggest(self.kind, KINDS)}")
         if self.timing is not None and self.timing not in TIMINGS:
             raise ScenarioError(
-                f"{where}unknown timing `{self.timing}`.{_suggest(self.timing, TIMINGS)}"
+                f"{where}unknown timing `{self.timing}`.{suggest(self.timing, TIMINGS)}"
             )
         if self.kind != "estimator" and (self.estimator is not None or self.timing is not None):
             raise ScenarioError(
@@ -92,6 +141,26 @@ class PolicySpec:
         if self.parameters and self.kind == "estimator" and self.estimator is None:
             raise ScenarioError(f"{where}`parameters` need an `estimator` that they belong to.")
         object.__setattr__(self, "parameters", dict(self.parameters))
+
+
+@dataclass(frozen=True)
+class TimeConstraint:
+    """A stream that does not wait for slow policies.
+
+    Attributes:
+        relative_rate: batches that arrive while the frozen model answers one.
+        costs: a JSON file with the cost of every policy in units of the frozen model's time; None
+            is the one in the package.
+    """
+
+    relative_rate: float = 1.0
+    costs: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.relative_rate < float("inf"):
+            raise ScenarioError(
+                f"time: `relative_rate` must be above 0 and finite, got {self.relative_rate}."
+            )
 
 
 DEFAULT_POLICIES = (PolicySpec("frozen", "frozen"), PolicySpec("adapted"))
@@ -111,11 +180,24 @@ class Scenario:
         batch_size: frames a step; the last batch of a domain may be smaller.
         order: `"iid"`, or `"dirichlet"` for class-correlated frames.
         dirichlet_alpha: how evenly a class spreads over time; the smaller, the longer the runs.
+        class_groups: `"dirichlet"` makes runs of so many groups of neighbouring classes; for data
+            with few images a class.
+        arrangement: `"sequential"`: one domain after the other; `"mixed"`: frames of all of them in
+            every batch; `"cameras"`: each is a camera, and they take turns frame by frame.
+        visits: how often the whole list of domains comes; each time in another order and with other
+            images.
+        episodic: every policy goes back to the source at the start of every domain.
+        transition_frames: a domain takes so many frames to replace the one before; 0 is at once.
+        label_shift: how many times as often the most frequent class of a domain comes as the
+            rarest; 1 leaves the classes as the data has them.
+        split: a committed index, see `streamadapt.replay.split`; None streams all of `data`.
+        part: which part of the split is streamed.
+        time: a time constraint, or None.
         resize: (height, width) in pixels that images are brought to, or None.
         frames_per_second: camera time between frames, for estimators that think in seconds.
         mean: per channel, taken from x/255.
         std: per channel, the divisor after that.
-        base: folder that a relative `data` starts from; not part of the configuration hash.
+        base: folder that relative paths start from; not part of the configuration hash.
     """
 
     name: str
@@ -127,6 +209,15 @@ class Scenario:
     batch_size: int = 16
     order: Order = "iid"
     dirichlet_alpha: float = 0.1
+    class_groups: int | None = None
+    arrangement: Arrangement = "sequential"
+    visits: int = 1
+    episodic: bool = False
+    transition_frames: int = 0
+    label_shift: float = 1.0
+    split: str | None = None
+    part: Part = "test"
+    time: TimeConstraint | None = None
     resize: tuple[int, int] | None = None
     frames_per_second: float = 25.0
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -144,22 +235,48 @@ class Scenario:
             raise ScenarioError(f"Two policies are called `{twice}`. Give each its own name.")
         if self.seed < 0:
             raise ScenarioError(f"`seed` must not be negative, got {self.seed}.")
-        if self.batch_size < 1:
-            raise ScenarioError(f"`batch_size` must be at least 1, got {self.batch_size}.")
+        for key in ("batch_size", "visits", "class_groups"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ScenarioError(f"`{key}` must be at least 1, got {value}.")
         if self.order not in ORDERS:
-            raise ScenarioError(f"Unknown order `{self.order}`.{_suggest(self.order, ORDERS)}")
-        if not 0 < self.dirichlet_alpha < float("inf"):
+            raise ScenarioError(f"Unknown order `{self.order}`.{suggest(self.order, ORDERS)}")
+        if self.arrangement not in ARRANGEMENTS:
             raise ScenarioError(
-                f"`dirichlet_alpha` must be above 0 and finite, got {self.dirichlet_alpha}."
+                f"Unknown arrangement `{self.arrangement}`."
+                f"{suggest(self.arrangement, ARRANGEMENTS)}"
             )
-        if not 0 < self.frames_per_second < float("inf"):
+        if self.part not in PARTS:
+            raise ScenarioError(f"Unknown part `{self.part}`.{suggest(self.part, PARTS)}")
+        if self.transition_frames < 0:
             raise ScenarioError(
-                f"`frames_per_second` must be above 0 and finite, got {self.frames_per_second}."
+                f"`transition_frames` must not be negative, got {self.transition_frames}."
             )
+        if not 1 <= self.label_shift < float("inf"):
+            raise ScenarioError(f"`label_shift` must be 1 or above, got {self.label_shift}.")
+        for key in ("dirichlet_alpha", "frames_per_second"):
+            value = getattr(self, key)
+            if not 0 < value < float("inf"):
+                raise ScenarioError(f"`{key}` must be above 0 and finite, got {value}.")
         if self.resize is not None and min(self.resize) < 1:
             raise ScenarioError(f"`resize` must be at least 1 pixel, got {list(self.resize)}.")
         if not all(0 < value < float("inf") for value in self.std):
             raise ScenarioError(f"`std` must be above 0 and finite, got {list(self.std)}.")
+        self._check_arrangement()
+
+    def _check_arrangement(self) -> None:
+        if self.arrangement == "sequential":
+            return
+        for key, neutral in (("episodic", False), ("transition_frames", 0), ("visits", 1)):
+            if getattr(self, key) != neutral:
+                raise ScenarioError(
+                    f"`{key}` needs domains that come one after the other. Leave it out, or set "
+                    'arrangement = "sequential".'
+                )
+        names = [domain.name for domain in self.domains]
+        if self.arrangement == "cameras" and len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ScenarioError(f"Two cameras are called `{twice}`. Give each its own name.")
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Scenario:
@@ -169,42 +286,10 @@ class Scenario:
             ScenarioError: not readable, not TOML, an unknown key, a missing or a wrong value; the
                 message starts with the file.
         """
-        path = Path(path)
-        try:
-            with path.open("rb") as file:
-                table = tomllib.load(file)
-            return cls._from_table(table, base=path.parent)
-        except OSError as error:
-            raise ScenarioError(f"{path}: cannot be read ({error.strerror}).") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ScenarioError(f"{path}: not valid TOML: {error}.") from error
-        except ScenarioError as error:
-            raise ScenarioError(f"{path}: {error}") from error
+        # Imported here: what reads a scenario is made of these classes.
+        from streamadapt.replay.scenario_file import read_scenario
 
-    @classmethod
-    def _from_table(cls, table: Mapping[str, Any], *, base: Path) -> Scenario:
-        values = _take(table, _SCENARIO_KEYS, where="", required=("name", "domain"))
-        domains = values.pop("domain")
-        policies = values.pop("policy", None)
-        values["domains"] = tuple(
-            Domain(**_take(entry, _DOMAIN_KEYS, where=where, required=("name", "samples")))
-            for where, entry in _entries(domains, "domain")
-        )
-        if policies is not None:
-            values["policies"] = tuple(
-                PolicySpec(**_take(entry, _POLICY_KEYS, where=where, required=("name", "kind")))
-                for where, entry in _entries(policies, "policy")
-            )
-        if "resize" in values:
-            size = values["resize"]
-            size = [size, size] if isinstance(size, int) else size
-            values["resize"] = _numbers(size, 2, "resize")
-        if "normalize" in values:
-            table = values.pop("normalize")
-            table = _take(table, _NORMALIZE_KEYS, where="normalize: ", required=("mean", "std"))
-            for key, numbers in table.items():
-                values[key] = _numbers(numbers, 3, f"normalize.{key}", kinds=(int, float))
-        return cls(**values, base=base)
+        return read_scenario(Path(path))
 
     def replace(self, **overrides: Any) -> Scenario:
         """A copy with other values, checked again; an override that is None keeps the value."""
@@ -231,97 +316,15 @@ class Scenario:
         """Plain lists, numbers and strings, without `base`."""
         out: dict[str, Any] = {}
         for entry in dataclasses.fields(self):
-            if entry.name not in ("base", "domains", "policies"):
+            if entry.name not in ("base", "domains", "policies", "time"):
                 value = getattr(self, entry.name)
                 out[entry.name] = list(value) if isinstance(value, tuple) else value
-        out["domains"] = [dataclasses.asdict(domain) for domain in self.domains]
+        out["time"] = None if self.time is None else dataclasses.asdict(self.time)
+        out["domains"] = [
+            {k: list(v) if isinstance(v, tuple) else v for k, v in vars(domain).items()}
+            for domain in self.domains
+        ]
         out["policies"] = [
             {**vars(policy), "parameters": dict(policy.parameters)} for policy in self.policies
         ]
         return out
-
-
-_SCENARIO_KEYS: dict[str, tuple[type, ...]] = {
-    "name": (str,),
-    "model": (str,),
-    "data": (str,),
-    "seed": (int,),
-    "batch_size": (int,),
-    "order": (str,),
-    "dirichlet_alpha": (int, float),
-    "resize": (int, list),
-    "frames_per_second": (int, float),
-    "normalize": (dict,),
-    "domain": (list,),
-    "policy": (list,),
-}
-_DOMAIN_KEYS: dict[str, tuple[type, ...]] = {
-    "name": (str,),
-    "corruption": (str,),
-    "severity": (int,),
-    "samples": (int,),
-}
-_POLICY_KEYS: dict[str, tuple[type, ...]] = {
-    "name": (str,),
-    "kind": (str,),
-    "estimator": (str,),
-    "timing": (str,),
-    "parameters": (dict,),
-}
-_NORMALIZE_KEYS: dict[str, tuple[type, ...]] = {"mean": (list,), "std": (list,)}
-_WORDS: dict[type, str] = {
-    str: "text",
-    int: "a whole number",
-    float: "a number",
-    list: "a list",
-    dict: "a table",
-}
-
-
-def _take(
-    table: Mapping[str, Any],
-    known: Mapping[str, tuple[type, ...]],
-    *,
-    where: str,
-    required: Sequence[str],
-) -> dict[str, Any]:
-    """The values of `table`, after a check of its keys and of their types."""
-    for key in table:
-        if key not in known:
-            raise ScenarioError(f"{where}unknown key `{key}`.{_suggest(key, list(known))}")
-    for key in required:
-        if key not in table:
-            raise ScenarioError(f"{where}`{key}` is missing.")
-    for key, value in table.items():
-        if not _is_one_of(value, known[key]):
-            words = " or ".join(_WORDS[kind] for kind in known[key])
-            raise ScenarioError(f"{where}`{key}` must be {words}, got {value!r}.")
-    return dict(table)
-
-
-def _entries(tables: list[Any], key: str) -> list[tuple[str, Mapping[str, Any]]]:
-    out: list[tuple[str, Mapping[str, Any]]] = []
-    for number, entry in enumerate(tables, start=1):
-        if not isinstance(entry, dict):
-            raise ScenarioError(f"`{key}` must be a list of tables, written [[{key}]].")
-        label = f" `{entry['name']}`" if isinstance(entry.get("name"), str) else ""
-        out.append((f"{key} {number}{label}: ", entry))
-    return out
-
-
-def _numbers(
-    value: Sequence[Any], count: int, key: str, *, kinds: tuple[type, ...] = (int,)
-) -> tuple[Any, ...]:
-    if len(value) != count or not all(_is_one_of(number, kinds) for number in value):
-        what = "numbers" if float in kinds else "whole numbers"
-        raise ScenarioError(f"`{key}` must be {count} {what}, got {list(value)}.")
-    return tuple(float(number) for number in value) if float in kinds else tuple(value)
-
-
-def _is_one_of(value: object, kinds: tuple[type, ...]) -> bool:
-    return isinstance(value, kinds) and not isinstance(value, bool)
-
-
-def _suggest(word: str, known: Sequence[str]) -> str:
-    close = get_close_matches(word, known, n=1)
-    return (f" Did you mean `{close[0]}`?" if close else "") + f" Known: {', '.join(known)}."

@@ -53,7 +53,7 @@ def test_a_file_without_labels_says_so(tmp_path: Path) -> None:
         (pictures(2), np.zeros((2, 1), np.int64), r"`y` must be int64 \[N\]"),
         (pictures(2), np.zeros(3, np.int64), r"There are 2 images and 3 labels"),
         (pictures(0), np.zeros(0, np.int64), r"There are no images"),
-        (pictures(2), np.array([0, -1]), r"Labels must not be negative, found -1"),
+        (pictures(2), np.array([0, -2]), r"Labels must not be negative, found -2"),
     ],
 )
 def test_wrong_arrays_are_refused(

@@ -94,10 +94,13 @@ def test_a_small_file_gets_the_defaults(tmp_path: Path) -> None:
 def test_an_unknown_key_is_named_with_the_known_ones(tmp_path: Path) -> None:
     assert complaint(tmp_path, "batchsize = 3\n" + SMALL) == (
         "unknown key `batchsize`. Did you mean `batch_size`? Known: name, model, data, seed, "
-        "batch_size, order, dirichlet_alpha, resize, frames_per_second, normalize, domain, policy."
+        "batch_size, order, dirichlet_alpha, class_groups, arrangement, visits, episodic, "
+        "transition_frames, label_shift, split, part, time, resize, frames_per_second, normalize, "
+        "domain, policy."
     )
     assert complaint(tmp_path, SMALL + "strength = 3\n") == (
-        "domain 1 `day`: unknown key `strength`. Known: name, corruption, severity, samples."
+        "domain 1 `day`: unknown key `strength`. Known: name, corruption, severity, samples, "
+        "images, labels."
     )
 
 
@@ -117,7 +120,34 @@ def test_an_unknown_key_is_named_with_the_known_ones(tmp_path: Path) -> None:
         ),
         (SMALL.replace("= 20", "= 0"), "domain `day`: `samples` must be at least 1, got 0."),
         (SMALL + "severity = 6\n", "domain `day`: `severity` must be 1 to 5, got 6."),
-        (SMALL + "severity = 2.5\n", "domain 1 `day`: `severity` must be a whole number, got 2.5."),
+        (
+            SMALL + "severity = 2.5\n",
+            "domain 1 `day`: `severity` must be a whole number or a list, got 2.5.",
+        ),
+        (SMALL + "severity = [1, 7]\n", "domain `day`: `severity` must be 1 to 5, got [1, 7]."),
+        (
+            SMALL + 'labels = "l.csv"\n',
+            "domain `day`: `labels` belong to `images`, which are missing.",
+        ),
+        (
+            SMALL + 'images = "x.npy"\ncorruption = "fog"\n',
+            "domain `day`: `images` are shown as they are. Leave `corruption` out, or spoil the "
+            "scenario's `data` instead.",
+        ),
+        ('name = "s"\n[[domain]]\nname = "day"\n', "domain 1 `day`: `samples` is missing."),
+        ("visits = 0\n" + SMALL, "`visits` must be at least 1, got 0."),
+        ("label_shift = 0.5\n" + SMALL, "`label_shift` must be 1 or above, got 0.5."),
+        ("transition_frames = -1\n" + SMALL, "`transition_frames` must not be negative, got -1."),
+        ("episodic = 1\n" + SMALL, "`episodic` must be true or false, got 1."),
+        (
+            'arrangement = "mixed"\nvisits = 2\n' + SMALL,
+            "`visits` needs domains that come one after the other. Leave it out, or set "
+            'arrangement = "sequential".',
+        ),
+        (
+            "[time]\nrelative_rate = 0\n" + SMALL.replace('name = "s"\n', "", 1),
+            "`name` is missing.",
+        ),
         ('name = "s"\ndomain = [3]\n', "`domain` must be a list of tables, written [[domain]]."),
         ('name = "s"\ndomain = []\n', "There is no domain. Add at least one [[domain]]."),
         ("seed = -1\n" + SMALL, "`seed` must not be negative, got -1."),
@@ -151,7 +181,8 @@ def test_an_unknown_key_is_named_with_the_known_ones(tmp_path: Path) -> None:
         ),
         (
             SMALL + '[[policy]]\nname = "a"\nkind = "magic"\n',
-            "policy `a`: unknown kind `magic`. Known: frozen, adabn, estimator.",
+            "policy `a`: unknown kind `magic`. Known: frozen, adabn, estimator, class_balanced, eata, "
+            "lame, rdumb, rotta, sar, tent, unmix_tns.",
         ),
         (
             SMALL + '[[policy]]\nname = "a"\nkind = "frozen"\ntiming = "lagged"\n',
