@@ -42,25 +42,33 @@ def frames(count: int = 6, *, shift: float = 0.0) -> torch.Tensor:
     ],
     ids=lambda policy: policy.name,
 )
+@torch.no_grad()
 def test_every_policy_answers_in_the_shape_of_the_model(policy: Policy) -> None:
     assert isinstance(policy, Policy)
-    with torch.inference_mode():
-        policy.start(network())
-        if policy.oracle:
-            policy.domain_started([frames(), frames()])
-        assert policy(frames()).shape == (6, 3)
-        distance = policy.distance()
-        assert distance is None or distance >= 0
-        policy.events()
-        policy.finish()
+    policy.start(network(), calibration=[frames()], cameras=())
+    if policy.oracle:
+        policy.domain_started([frames(), frames()])
+    assert policy(frames()).shape == (6, 3)
+    assert policy.predict(frames()).shape == (6, 3)
+    distance = policy.distance()
+    if distance is not None:
+        assert set(distance) == {"1"}
+        assert all(value >= 0 for value in distance.values())
+    policy.events()
+    policy.reset()
+    policy.finish()
 
 
+@torch.no_grad()
 def test_frozen_answers_like_the_model() -> None:
     policy = FrozenPolicy()
     policy.start(network())
-    torch.testing.assert_close(policy(frames()), network()(frames()), rtol=0, atol=0)
+    for answer in (policy(frames()), policy.predict(frames())):
+        torch.testing.assert_close(answer, network()(frames()), rtol=0, atol=0)
+    assert policy.distance() is None
 
 
+@torch.no_grad()
 def test_the_oracle_starts_from_the_source_in_every_domain() -> None:
     policy = AdaBNPolicy()
     policy.start(network())
@@ -73,6 +81,8 @@ def test_the_oracle_starts_from_the_source_in_every_domain() -> None:
     fresh.domain_started([frames()])
     torch.testing.assert_close(back, fresh(frames()), rtol=0, atol=0)
     assert not torch.equal(back, elsewhere)
+    policy.reset()
+    torch.testing.assert_close(policy(frames()), network()(frames()), rtol=0, atol=0)
 
 
 def test_a_processor_policy_adapts_reports_and_lets_go() -> None:
@@ -81,11 +91,9 @@ def test_a_processor_policy_adapts_reports_and_lets_go() -> None:
     heard: list[object] = []
     policy = ProcessorPolicy("ema", sa.estimators.EMA(momentum=0.5), on_event=heard.append)
     policy.start(model)
-    assert policy.distance() == pytest.approx(0, abs=1e-6)
+    assert policy.distance() == {"1": pytest.approx(0, abs=1e-6)}
     policy(frames(shift=3))
-    moved = policy.distance()
-    assert moved is not None
-    assert moved > 0
+    assert policy.distance()["1"] > 0.1
     policy(torch.full((2, 3, 8, 8), float("nan")))
     kinds = [type(event).__name__ for event in policy.events()]
     assert "FramesRejected" in kinds
@@ -94,6 +102,73 @@ def test_a_processor_policy_adapts_reports_and_lets_go() -> None:
     policy.finish()
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key]), key
+
+
+def ema(*, cameras: tuple[str, ...] = ()) -> ProcessorPolicy:
+    policy = ProcessorPolicy("ema", sa.estimators.EMA(momentum=0.5), timing="synchronous")
+    policy.start(network(), cameras=cameras)
+    return policy
+
+
+@torch.no_grad()
+def test_a_processor_policy_predicts_with_what_it_has_learned() -> None:
+    policy = ema()
+    policy(frames(shift=3))
+    policy.events()
+    # The even mixture of the source (mean 0, variance 1) and the batch.
+    source = network()
+    x = source[0](frames(shift=3))
+    mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
+    source[1].running_mean = mean / 2
+    source[1].running_var = (1 + var) / 2 + mean.square() / 4
+    distance = policy.distance()
+    torch.testing.assert_close(policy.predict(frames()), source(frames()), rtol=1e-4, atol=1e-5)
+    assert policy.distance() == distance
+    assert policy.events() == []
+
+
+@torch.no_grad()
+def test_predicting_leaves_a_processor_policy_as_it_was() -> None:
+    policy, other = ema(), ema()
+    for shift in (3.0, 1.0, -2.0):
+        policy.predict(frames(shift=7))
+        assert torch.equal(policy(frames(shift=shift)), other(frames(shift=shift)))
+
+
+@pytest.mark.parametrize("timing", ["synchronous", "lagged"])
+@torch.no_grad()
+def test_a_processor_policy_goes_back_to_the_source(timing: Any) -> None:
+    policy, fresh = (
+        ProcessorPolicy("ema", sa.estimators.EMA(momentum=0.5), timing=timing) for _ in range(2)
+    )
+    for each in (policy, fresh):
+        each.start(network())
+    policy(frames(shift=3))
+    policy.events()
+    policy.reset()
+    assert policy.distance() == {"1": pytest.approx(0, abs=1e-6)}
+    assert [(type(e).__name__, e.to) for e in policy.events()] == [("RolledBack", "source")]
+    for shift in (0.0, 2.0):
+        assert torch.equal(policy(frames(shift=shift)), fresh(frames(shift=shift)))
+
+
+@torch.no_grad()
+def test_each_camera_has_statistics_of_its_own() -> None:
+    names = ("left", "right")
+    together = ema(cameras=names)
+    alone = {name: ema(cameras=(name,)) for name in names}
+    for shift in (0.0, 1.0):
+        mine = {"left": frames(3, shift=shift), "right": frames(3, shift=-4 - shift)}
+        batch = torch.stack([mine["left"], mine["right"]], 1).flatten(0, 1)
+        answer = together(batch, streams=names * 3)
+        for k, name in enumerate(names):
+            expected = alone[name](mine[name], streams=[name] * 3)
+            torch.testing.assert_close(answer[k::2], expected, rtol=1e-4, atol=1e-5)
+    left, right = (alone[name].distance()["1"] for name in names)
+    assert left != pytest.approx(right, rel=0.1)
+    assert together.distance() == {"1": pytest.approx((left + right) / 2, rel=1e-3)}
+    together.reset()
+    assert together.distance() == {"1": pytest.approx(0, abs=1e-6)}
 
 
 def build(**values: Any) -> Policy:
@@ -111,6 +186,26 @@ def test_a_scenario_builds_every_kind() -> None:
     assert "0.25" in ema.description
     assert ema.name == "p"
     assert isinstance(build(), ProcessorPolicy)
+
+
+@pytest.mark.parametrize(
+    ("kind", "parameters", "kept"),
+    [
+        ("tent", {"optimizer": "sgd", "learning_rate": 2.5e-4}, "sgd at 0.00025"),
+        ("eata", {"fisher_alpha": 1.0}, "fisher_alpha=1"),
+        ("eata", {"fisher_alpha": 0}, "ETA"),
+        ("rdumb", {"reset_every": 50}, "every 50 batches"),
+        ("sar", {"rho": 0.1}, "rho=0.1"),
+    ],
+)
+def test_a_scenario_builds_what_learns_by_gradient(
+    kind: Any, parameters: dict[str, Any], kept: str
+) -> None:
+    policy = build(kind=kind, parameters=parameters)
+    assert isinstance(policy, Policy)
+    assert policy.name == "p"
+    assert kept in policy.description
+    assert not policy.oracle
 
 
 def test_an_estimator_with_one_timing_needs_none_named() -> None:
@@ -141,6 +236,9 @@ def test_an_estimator_with_one_timing_needs_none_named() -> None:
         ),
         ({"kind": "frozen", "parameters": {"x": 1}}, r"FrozenPolicy has no parameter `x`"),
         ({"kind": "adabn", "parameters": {"method": "fast"}}, r'`method` must be "one_pass" or'),
+        ({"kind": "tent", "parameters": {"rho": 1}}, r"TentPolicy has no parameter `rho`\. Its"),
+        ({"kind": "sar", "parameters": {"rho": -1}}, r"policy `p`: `rho` must be 0 or more, got"),
+        ({"kind": "eata", "parameters": {"d_margin": "low"}}, r"policy `p`: "),
     ],
 )
 def test_wrong_policies_get_one_line(values: dict[str, Any], message: str) -> None:
