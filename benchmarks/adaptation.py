@@ -218,16 +218,9 @@ def _series(result: ReplayResult) -> dict[str, Any]:
 
 def _errors(result: ReplayResult, *, parts: int, part: int) -> dict[str, list[float]]:
     """Error of each policy in each domain, over one of `parts` equal stretches of its batches."""
-    frames, owners = np.asarray(result.batch_frames), np.asarray(result.batch_domains)
-    chosen = [
-        np.array_split(np.flatnonzero(owners == index), parts)[part]
-        for index in range(len(result.domains))
-    ]
+    stretches = [np.isin(_batches(result), one[part]) for one in _stretches(result, parts)]
     return {
-        policy.name: [
-            float(1 - np.asarray(policy.correct)[batches].sum() / frames[batches].sum())
-            for batches in chosen
-        ]
+        policy.name: [float(1 - policy.correct[frames].mean()) for frames in stretches]
         for policy in result.policies
     }
 
@@ -237,15 +230,30 @@ def _gap(result: ReplayResult, name: str) -> list[dict[str, float]]:
 
     Its standard error is that of the mean over batches, in which both saw the same frames.
     """
-    owners, frames = np.asarray(result.batch_domains), np.asarray(result.batch_frames)
-    right = {one: np.asarray(result.policy(one).correct) for one in (name, "adabn *")}
-    missed = 100 * (right["adabn *"] - right[name]) / frames
+    right = {
+        one: np.bincount(_batches(result), weights=result.policy(one).correct)
+        for one in (name, "adabn *")
+    }
+    missed = 100 * (right["adabn *"] - right[name]) / np.asarray(result.batch_frames)
     out = []
-    for index in range(len(result.domains)):
-        last = missed[np.array_split(np.flatnonzero(owners == index), 3)[2]]
+    for stretch in _stretches(result, 3):
+        last = missed[stretch[2]]
         error = last.std(ddof=1) / math.sqrt(len(last))
         out.append({"mean": float(last.mean()), "standard_error": float(error)})
     return out
+
+
+def _batches(result: ReplayResult) -> NDArray[np.int64]:
+    """The batch of each frame."""
+    return np.repeat(np.arange(len(result.batch_frames)), result.batch_frames)
+
+
+def _stretches(result: ReplayResult, parts: int) -> list[list[NDArray[np.int64]]]:
+    """The batches of each domain, cut into equal stretches."""
+    return [
+        np.array_split(np.unique(_batches(result)[result.frame_domains == index]), parts)
+        for index in range(len(result.domains))
+    ]
 
 
 def claims(results: dict[str, Any]) -> list[Claim]:

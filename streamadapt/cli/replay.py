@@ -1,18 +1,23 @@
-"""`streamadapt replay`: run a scenario, print a table, write JSON and an HTML page."""
+"""`streamadapt replay`: run a scenario, print a table, keep everything in a run directory."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from streamadapt.errors import DataError
+from streamadapt.cli.progress import ProgressBar
+from streamadapt.cli.replay_table import format_table as format_table
+from streamadapt.errors import ConfigurationError, DataError
 
 if TYPE_CHECKING:
     from streamadapt.replay.result import ReplayResult
-    from streamadapt.replay.runner import Progress
+    from streamadapt.replay.scenario import PolicySpec, Scenario
+
+_RUNS = Path("runs")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -21,15 +26,42 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "replay",
         help="compare policies on a labelled stream described by a scenario file",
         description="Replay a labelled stream through the model, once for every policy of the "
-        "scenario, and report error and latency per domain.",
+        "scenario, and report error and latency per domain. Everything is kept in a run "
+        "directory; a run that was interrupted goes on when it is started again.",
     )
-    parser.add_argument("scenario", metavar="SCENARIO.toml", type=Path)
+    parser.add_argument("scenario", metavar="SCENARIO.toml", type=Path, nargs="?")
     parser.add_argument("--model", metavar="MODULE:FACTORY", help="instead of the scenario's")
     parser.add_argument("--data", metavar="PATH", help="instead of the scenario's")
-    parser.add_argument("--seed", metavar="N", type=int, help="instead of the scenario's")
+    seeds = parser.add_mutually_exclusive_group()
+    seeds.add_argument("--seed", metavar="N", type=int, help="instead of the scenario's")
+    seeds.add_argument(
+        "--seeds", metavar="N-M", type=_seeds, help="several, as in 0-4 or 0,1,2; a run each"
+    )
     parser.add_argument("--batch-size", metavar="N", type=int, help="instead of the scenario's")
-    parser.add_argument("--json", metavar="FILE", help="write everything; `-` is stdout")
-    parser.add_argument("--html", metavar="FILE", type=Path, help="write a self-contained page")
+    parser.add_argument(
+        "--policy",
+        metavar="NAME",
+        action="append",
+        help="only this one of the scenario's; may be given several times",
+    )
+    parser.add_argument(
+        "--jobs",
+        metavar="N",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        help="policies at a time, each in a process of its own; results do not depend on it; "
+        "default: cores, here %(default)s",
+    )
+    parser.add_argument(
+        "--run-dir",
+        metavar="DIR",
+        type=Path,
+        help="where frames, finished policies, result.json and report.html are kept; "
+        "default: runs/NAME-HASH",
+    )
+    parser.add_argument("--fresh", action="store_true", help="forget what the run directory keeps")
+    parser.add_argument("--json", metavar="FILE", help="write the result here too; `-` is stdout")
+    parser.add_argument("--html", metavar="FILE", type=Path, help="write the report here too")
     parser.set_defaults(handler=main)
 
 
@@ -37,82 +69,120 @@ def main(args: argparse.Namespace) -> int:
     """Run the scenario; 0 when it ran through.
 
     Raises:
-        ConfigurationError: a scenario or a model that is wrong.
+        ConfigurationError: arguments, a scenario or a model that is wrong.
         DataError: data that cannot be used, or a file that cannot be written.
     """
     # Imported here, so that the other subcommands start without it.
-    from streamadapt.replay.page import render_page
-    from streamadapt.replay.runner import run
-    from streamadapt.replay.scenario import Scenario
+    from streamadapt.replay.one_thread import keep_freed_memory
 
-    scenario = Scenario.from_toml(args.scenario).replace(
-        model=args.model, seed=args.seed, batch_size=args.batch_size
-    )
-    if args.data is not None:
-        scenario = scenario.replace(data=args.data, base=Path())
+    if args.scenario is None:
+        raise ConfigurationError("Nothing to replay. Give a scenario: streamadapt replay FILE.toml")
+    if args.seeds is not None and len(args.seeds) > 1 and (args.json or args.html):
+        raise ConfigurationError(
+            "`--json` and `--html` are for one seed. With several each has a run directory of its "
+            "own, with result.json and report.html."
+        )
     for target in (args.html, None if args.json in (None, "-") else Path(args.json)):
         if target is not None and not target.parent.is_dir():  # said before the run, not after it
             raise DataError(f"{target}: cannot be written: there is no folder {target.parent}.")
-    result = run(scenario, progress=_progress_bar() if sys.stderr.isatty() else None)
-    table = format_table(result)
+    keep_freed_memory()
+    results = [_run_one(scenario, path, args) for scenario, path in _runs(args)]
+    table = format_table(*results)
     if args.json == "-":
         print(table, file=sys.stderr)
-        sys.stdout.write(result.to_json())
+        sys.stdout.write(results[0].to_json())
     else:
         print(table)
-        if args.json is not None:
-            _write(Path(args.json), result.to_json())
-    if args.html is not None:
-        _write(args.html, render_page(result, title=result.name))
     return 0
 
 
-def format_table(result: ReplayResult) -> str:
-    """Error in per cent, a row a domain and a column a policy; means and latency below."""
-    names = [policy.name for policy in result.policies]
-    head = [
-        f"{policy.name} (oracle)" if policy.oracle else policy.name for policy in result.policies
-    ]
-    errors = [result.error(name) for name in names]
-    body = [
-        [domain.name, *(f"{100 * column[index]:.1f}" for column in errors)]
-        for index, domain in enumerate(result.domains)
-    ]
-    means = ["mean", *(f"{100 * result.mean_error(name):.1f}" for name in names)]
-    times = [
-        [f"{label} ms", *(f"{1000 * result.latency_seconds(name, q):.2f}" for name in names)]
-        for label, q in (("p50", 0.5), ("p99", 0.99))
-    ]
-    table = [["error %", *head], *body, means, *times]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    lines = [_row(row, widths) for row in table]
-    lines[1:1] = [rule]
-    lines[-3:-3] = [rule]
-    title = (
-        f"{result.name}: {sum(result.batch_frames)} frames, seed {result.scenario['seed']}, "
-        f"batch size {result.scenario['batch_size']}, {result.scenario['order']}, "
-        f"configuration {result.configuration_hash}"
-    )
-    return "\n".join([title, "", *lines])
+def _runs(args: argparse.Namespace) -> list[tuple[Scenario, Path]]:
+    """Scenario and run directory of each seed."""
+    from streamadapt.replay.rundir import run_directory_name
+    from streamadapt.replay.scenario import Scenario
+
+    scenario = Scenario.from_toml(args.scenario)
+    changes = {"model": args.model, "batch_size": args.batch_size}
+    if args.data is not None:
+        # Paths in a scenario start from its folder, those of a command line from where it is typed.
+        builtin = args.data.startswith("builtin:")
+        changes["data"] = args.data if builtin else os.path.relpath(args.data, scenario.base)
+    scenario = scenario.replace(**changes)
+    out = []
+    for seed in args.seeds or [args.seed]:
+        one = scenario.replace(seed=seed)
+        if args.run_dir is None:
+            path = _RUNS / run_directory_name(one.name, one.configuration_hash)
+        else:
+            path = args.run_dir / f"seed-{seed}" if args.seeds else args.run_dir
+        if args.policy is not None:
+            one = one.replace(policies=_only(args.policy, one.policies))
+        out.append((one, path))
+    return out
 
 
-def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
-    first, *rest = cells
-    numbers = (cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))
-    return "  ".join([first.ljust(widths[0]), *numbers])
+def _run_one(scenario: Scenario, path: Path, args: argparse.Namespace) -> ReplayResult:
+    from streamadapt.replay.durable import write_text
+    from streamadapt.replay.page import render_page
+    from streamadapt.replay.result import RESULT_FILE
+    from streamadapt.replay.rundir import REPORT_FILE, RunDirectory
+    from streamadapt.replay.runner import run
+
+    if args.fresh and path.is_dir():
+        directory = RunDirectory(path)
+        with directory.locked():
+            directory.clear()
+    before = _stamp(path / RESULT_FILE)
+    bar = ProgressBar(f"seed {scenario.seed}, " if args.seeds else "")
+    try:
+        result = run(scenario, progress=bar, run_dir=path, jobs=args.jobs)
+    finally:
+        bar.close()
+    if before is not None and _stamp(path / RESULT_FILE) == before:
+        print(f"{path}: had finished before, nothing was run again (--fresh does)", file=sys.stderr)
+    page = render_page(result, title=result.name)
+    write_text(path / REPORT_FILE, page)
+    if args.html is not None:
+        _write(args.html, page)
+    if args.json not in (None, "-"):
+        _write(Path(args.json), result.to_json())
+    print(f"result: {path / RESULT_FILE}\nreport: {path / REPORT_FILE}", file=sys.stderr)
+    return result
 
 
-def _progress_bar() -> Progress:
-    def show(done: int, total: int, domain: str) -> None:
-        end = "\r\x1b[K" if done == total else ""
-        sys.stderr.write(f"\r\x1b[K{100 * done // total:3d} %  {domain}{end}")
-        sys.stderr.flush()
+def _only(names: Sequence[str], policies: Sequence[PolicySpec]) -> tuple[PolicySpec, ...]:
+    known = [policy.name for policy in policies]
+    for name in names:
+        if name not in known:
+            raise ConfigurationError(
+                f"The scenario has no policy `{name}`. Known: {', '.join(known)}."
+            )
+    return tuple(policy for policy in policies if policy.name in names)
 
-    return show
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return state.st_ino, state.st_mtime_ns
+
+
+def _seeds(text: str) -> list[int]:
+    out: list[int] = []
+    try:
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            out += range(int(first), int(last or first) + 1)
+    except ValueError:
+        out = []
+    if not out or len(set(out)) < len(out):
+        raise argparse.ArgumentTypeError(f"seeds are written 0-4 or 0,1,2, got {text!r}")
+    return out
 
 
 def _write(path: Path, text: str) -> None:
+    # In place, unlike what is in the run directory: it may be a pipe.
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:

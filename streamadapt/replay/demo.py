@@ -7,13 +7,14 @@ adaptation did what it is there for.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-from torch import nn
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from streamadapt.errors import ConfigurationError
 from streamadapt.estimators import EMA
@@ -29,6 +30,7 @@ from streamadapt.replay.digits import (
     upscale,
 )
 from streamadapt.replay.incidents import CoveredLens, Incidents, SpoiltBatch
+from streamadapt.replay.one_thread import one_thread
 from streamadapt.replay.policies import FrozenPolicy, ProcessorPolicy
 from streamadapt.replay.result import ReplayResult
 from streamadapt.replay.runner import Progress, run
@@ -134,7 +136,8 @@ def run_demo(
     Args:
         seed: of the order of the digits and of the camera's noise.
         severity: of fog, night and noise, 1 to 5; the promises are made for `STOCK_SEVERITY`.
-        progress: called after each batch with batches done, batches in all, name of the phase.
+        progress: called after each batch with batches done, batches in all (of both networks), and
+            what is going on.
         watch: makes what is to be open around the adapted processor while it runs.
 
     Raises:
@@ -146,15 +149,9 @@ def run_demo(
     model = digits_network()
     adapted = _Prepared("adapted", EMA(half_life_frames=HALF_LIFE_FRAMES), timing="lagged")
     processor = adapted.prepare(copy.deepcopy(model))
-    incidents = Incidents(processor, scenario, data)
-
-    def between(done: int, total: int, phase: str) -> None:
-        incidents.after(done)
-        if progress is not None:
-            progress(done, total, phase)
-
+    adapted.incidents = incidents = Incidents(processor, scenario, data)
     with (
-        _one_thread(),
+        one_thread(),
         processor,
         watch(processor) if watch is not None else nullcontext(),
     ):
@@ -163,7 +160,7 @@ def run_demo(
             model=model,
             data=data,
             policies=[FrozenPolicy(), adapted],
-            progress=between,
+            progress=progress,
         )
     phases = tuple(_phase(replay, index) for index in range(len(_PHASES)))
     spoilt, covered = incidents.outcome()
@@ -222,21 +219,6 @@ def judge(phases: Sequence[Phase], spoilt: SpoiltBatch, covered: CoveredLens) ->
     return tuple(checks)
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Frames this small gain nothing from threads, which wait in a spin.
-
-    On a machine that is busy with something else that made minutes of three seconds. One thread
-    also means that the numbers do not depend on how many cores there are.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def _gain_check(name: str, frozen: float, adapted: float, *, at_least: float) -> Check:
     gain = adapted - frozen
     # Accuracies are counts over counts: the slack is for their rounding only.
@@ -250,12 +232,11 @@ def _gain_check(name: str, frozen: float, adapted: float, *, at_least: float) ->
 
 def _phase(replay: ReplayResult, index: int) -> Phase:
     span = replay.domains[index]
-    start = slice(span.first_batch, span.first_batch + FIRST_FRAMES // BATCH_FRAMES)
-    whole = slice(span.first_batch, span.first_batch + span.batches)
+    whole = np.flatnonzero(replay.frame_domains == index)
+    start = whole[:FIRST_FRAMES]
 
-    def accuracy(policy: str, part: slice) -> float:
-        correct = replay.policy(policy).correct[part]
-        return 100.0 * (1.0 - error_rate(correct, replay.batch_frames[part]))
+    def accuracy(policy: str, frames: NDArray[np.int64]) -> float:
+        return 100.0 * (1.0 - error_rate(replay.policy(policy).correct[frames]))
 
     return Phase(
         name=span.name,
@@ -270,12 +251,23 @@ def _phase(replay: ReplayResult, index: int) -> Phase:
 class _Prepared(ProcessorPolicy):
     """Wrapped before the run and unwrapped after it, so that others may watch all of it."""
 
+    incidents: Incidents
+    _answered = 0
+
     def prepare(self, model: nn.Module) -> StreamProcessor:
         super().start(model)
         return self.processor
 
-    def start(self, model: nn.Module) -> None:
+    def start(
+        self, model: nn.Module, *, calibration: Sequence[Tensor] = (), cameras: Sequence[str] = ()
+    ) -> None:
         """It has a model already."""
+
+    def __call__(self, batch: Tensor, *, streams: Sequence[str] | None = None) -> Tensor:
+        """One step, after whatever befell the camera since the last one."""
+        self.incidents.after(self._answered)
+        self._answered += 1
+        return super().__call__(batch, streams=streams)
 
     def finish(self) -> None:
         """Left to whoever prepared it."""

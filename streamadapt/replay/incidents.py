@@ -160,6 +160,7 @@ def _middle(scenario: Scenario, name: str) -> int:
     """Batches of the stream up to the middle of a domain."""
     batches = 0
     for domain in scenario.domains:
+        assert domain.samples is not None
         own = -(-domain.samples // scenario.batch_size)
         if domain.name == name:
             return batches + own // 2
@@ -172,5 +173,5 @@ def _probe(scenario: Scenario, data: LabelledData) -> tuple[Tensor, NDArray[np.i
     rng = np.random.default_rng(np.random.SeedSequence([scenario.seed, len(scenario.domains)]))
     chosen = rng.permutation(len(data))[:_PROBE_FRAMES]
     domain = next(domain for domain in scenario.domains if domain.name == COVERED_IN)
-    frames = corrupt(data.x[chosen], domain.corruption, severity=domain.severity, rng=rng)
+    frames = corrupt(data.x[chosen], domain.corruption, severity=domain.severities[0], rng=rng)
     return normalize(frames), data.y[chosen]

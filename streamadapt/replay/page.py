@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from math import isfinite
+
+import numpy as np
 
 from streamadapt.replay.chart import (
     STYLES,
@@ -98,9 +101,7 @@ def _accuracy(result: ReplayResult) -> Chart:
         Line(
             policy.name,
             x,
-            rolling_accuracy(
-                policy.correct, result.batch_frames, result.batch_domains, window_frames=window
-            ),
+            _rolling(result, policy, window),
             style,
         )
         for policy, style in zip(result.policies, _styles(result.policies), strict=True)
@@ -117,6 +118,22 @@ def _accuracy(result: ReplayResult) -> Chart:
         y_range=(low, 1.0),
         percent=True,
     )
+
+
+def _rolling(result: ReplayResult, policy: PolicySeries, window: int) -> list[float | None]:
+    """Accuracy around each batch; None where no frame has a label."""
+    edges = np.cumsum([0, *result.batch_frames])[:-1]
+    labelled = np.add.reduceat(result.labelled.astype(np.int64), edges).tolist()
+    correct = np.add.reduceat((policy.correct & result.labelled).astype(np.int64), edges).tolist()
+    # Where domains lie in one another, they have no borders for a window to keep to.
+    domains = result.frame_domains[edges].tolist() if _in_turn(result) else [0] * len(edges)
+    values = rolling_accuracy(correct, labelled, domains, window_frames=window)
+    return [value if isfinite(value) else None for value in values]
+
+
+def _in_turn(result: ReplayResult) -> bool:
+    """Whether domains come one after the other."""
+    return bool((np.diff(result.frame_domains) >= 0).all())
 
 
 def _distance(result: ReplayResult) -> Chart | None:
@@ -156,6 +173,8 @@ def _styles(policies: Sequence[PolicySeries]) -> list[int]:
 
 
 def _bands(result: ReplayResult) -> list[Band]:
+    if not _in_turn(result):
+        return []
     return [
         Band(d.name, str(number), d.first_frame, d.first_frame + d.frames)
         for number, d in enumerate(result.domains, start=1)
@@ -204,7 +223,8 @@ def _error_table(result: ReplayResult) -> str:
     rows: list[str] = []
     for index, domain in enumerate(result.domains):
         best = min((errors[name][index] for name in rivals), default=-1.0)
-        what = "" if domain.severity == 0 else f"{domain.corruption} {domain.severity}, "
+        levels = "–".join(str(level) for level in domain.severity)
+        what = f"{domain.corruption} {levels}, " if levels else ""
         rows.append(
             f"<tr><th scope=row>{index + 1}. {escape(domain.name)}"
             f"<small>{escape(what)}{domain.frames:,} frames</small></th>"

@@ -6,13 +6,16 @@ import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from streamadapt.replay.chart import Band, Chart, Line
 from streamadapt.replay.page import render_chart_svg, render_page
 from streamadapt.replay.result import DomainSpan, PolicySeries, ReplayEvent, ReplayResult
+from streamadapt.replay.scores import reliability
 
 EVIL = '<script>alert("x")</script>&'
+RIGHT = (4, 3, 2, 1, 4, 4)  # right answers of each batch
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
 
@@ -21,7 +24,13 @@ def series(name: str, *, oracle: bool = False, distance: bool = False) -> Policy
         name=name,
         description=f"does {name}",
         oracle=oracle,
-        correct=[4, 3, 2, 1, 4, 4],
+        correct=np.array([frame % 4 < right for right in RIGHT for frame in range(4)]),
+        confidence=[0.5] * 6,
+        diversity=[3.0] * 6,
+        reliability=reliability(np.zeros(0), np.zeros(0, bool)),
+        layer_distance={},
+        layer_batches=[],
+        adapted=[True] * 6,
         distance=[0.1 * step if distance else None for step in range(6)],
         latency_seconds=[0.001] * 6,
     )
@@ -36,10 +45,12 @@ def replay(*, name: str = "tiny", domains: int = 3, **changes: object) -> Replay
         "model": {"class": "Net", "sha256": "cd"},
         "versions": {"torch": "2.13.0"},
         "domains": [
-            DomainSpan(f"{name} {i}", "fog", 3, 8 * i, 8, 2 * i, 2, 1.0) for i in range(domains)
+            DomainSpan(f"{name} {i}", 0, "fog", (3,), 8 * i, 8, 1.0) for i in range(domains)
         ],
         "batch_frames": [4] * 2 * domains,
-        "batch_domains": [i // 2 for i in range(2 * domains)],
+        "frame_domains": np.repeat(np.arange(domains), 8),
+        "frame_streams": None,
+        "labelled": np.ones(8 * domains, bool),
         "policies": [series("frozen"), series("ema", distance=True), series("all", oracle=True)],
         "events": [ReplayEvent(2, "ema", "RolledBack", {"step": 2, "to": "a", "reason": "r"})],
         "wall_seconds": 1.0,
