@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from streamadapt import drift, errors, estimators, events
+from streamadapt import alignment, drift, errors, estimators, events
 from streamadapt.moments import Moments
 from streamadapt.offline import adabn
 from streamadapt.processor import StreamProcessor
@@ -17,6 +17,7 @@ __all__ = [
     "StreamProcessor",
     "__version__",
     "adabn",
+    "alignment",
     "drift",
     "errors",
     "estimators",

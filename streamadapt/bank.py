@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -35,6 +36,26 @@ class State:
     def advance(self, moments: Moments, **scalars: Tensor) -> State:
         """The state after a step: new moments, and new values of the named scalars."""
         return replace(self, moments=moments, scalars={**self.scalars, **scalars})
+
+
+class RowCompanion(Protocol):
+    """Further state with one row a stream, which is reset, copied and moved with the bank's."""
+
+    @property
+    def bytes_per_row(self) -> int:
+        """Bytes of it that one stream costs."""
+
+    def reset(self, rows: Sequence[int] | range) -> None:
+        """Put rows back on the source."""
+
+    def capture(self, rows: Sequence[int]) -> Any:
+        """A copy of rows, with a `take(rows)` like `RowState`'s."""
+
+    def restore(self, rows: Sequence[int], saved: Any) -> None:
+        """Put a copy back."""
+
+    def to(self, device: torch.device) -> None:
+        """Move to another device."""
 
 
 class Tallies:
@@ -82,17 +103,21 @@ class Tallied:
 
 @dataclass(frozen=True, eq=False)
 class RowState(Tallied):
-    """A compact, detached copy of some rows: what a snapshot holds."""
+    """A compact, detached copy of some rows, the companion's included: what a snapshot holds."""
 
     data: Tensor
     tallies: Tensor
     columns: Tallies
+    companion: Any = None
 
     def take(self, rows: Sequence[int]) -> RowState:
         """Some of its rows, in the given order."""
         index = torch.as_tensor(list(rows), dtype=torch.long, device=self.data.device)
         return RowState(
-            self.data.index_select(0, index), self.tallies.index_select(0, index), self.columns
+            self.data.index_select(0, index),
+            self.tallies.index_select(0, index),
+            self.columns,
+            None if self.companion is None else self.companion.take(rows),
         )
 
     def __repr__(self) -> str:
@@ -121,6 +146,9 @@ class StatisticsBank(Tallied):
             they are added up here, and it sees zeros: spreading them over the channels costs as
             much as the rest of a read.
         scalars: names and initial values of the estimator's scalars.
+
+    Attributes:
+        companion: further state of the streams that shares the fate of their rows, or None.
     """
 
     def __init__(
@@ -138,6 +166,7 @@ class StatisticsBank(Tallied):
         self.rows = rows
         self.compensated = compensated
         self.counted = counted
+        self.companion: RowCompanion | None = None
         self.scalar_names = tuple(scalars or ())
         self._initial_scalars = tuple((scalars or {}).values())
         self.columns = Tallies(len(layout.layers), self.scalar_names)
@@ -160,7 +189,8 @@ class StatisticsBank(Tallied):
     def bytes_per_row(self) -> int:
         """Bytes of state that one stream costs."""
         parts = (self.data, self.tallies)
-        return sum(part.element_size() * part[0].numel() for part in parts)
+        own = sum(part.element_size() * part[0].numel() for part in parts)
+        return own if self.companion is None else own + self.companion.bytes_per_row
 
     def set_source(
         self, source: Sequence[tuple[Tensor, Tensor]], *, reset_rows: bool = True
@@ -191,6 +221,8 @@ class StatisticsBank(Tallied):
             self.tallies[index] = 0.0
             for column, value in enumerate(self._initial_scalars):
                 self.scalars[index, column] = value
+            if self.companion is not None:
+                self.companion.reset(rows)
 
     def views(self, row: int) -> list[tuple[Tensor, Tensor]]:
         """Mean and variance of one row, a pair a layer, that share the bank's memory."""
@@ -237,6 +269,7 @@ class StatisticsBank(Tallied):
         frames: Tensor,
         positions: Tensor,
         unobserved: bool,
+        sound: Tensor | None = None,
     ) -> Tensor:
         """Write a step's result for rows: every layer of a row, or none of it.
 
@@ -250,6 +283,7 @@ class StatisticsBank(Tallied):
             positions: `[layers]` float64, of one frame; zero where a layer was not executed.
             unobserved: whether there is such a layer. It keeps its values while its row is
                 committed.
+            sound: `[rows]` float64, NaN where the companion refuses a row's step, else zero.
 
         Returns:
             `[rows]` float64: frames that were committed; minus their number where a proposal was
@@ -283,6 +317,8 @@ class StatisticsBank(Tallied):
         # One value that is not finite makes the sum so; a float64 sum of fp32 values never is.
         # Zero times what is not finite is not zero.
         total = proposal.sum(dim=(1, 2), dtype=torch.float64) + tallies.sum(dim=1)
+        if sound is not None:
+            total = total + sound
         present = frames[:, 0]
         finite = total * 0.0 == 0.0
         accepted = (finite & (present > 0)).unsqueeze(1)
@@ -305,7 +341,8 @@ class StatisticsBank(Tallied):
         """A compact copy of rows; never a view of the bank."""
         index = torch.as_tensor(list(rows), device=self.device)
         with torch.inference_mode(False), torch.no_grad():
-            return RowState(self.data[index], self.tallies[index], self.columns)
+            companion = None if self.companion is None else self.companion.capture(rows)
+            return RowState(self.data[index], self.tallies[index], self.columns, companion)
 
     def restore(self, rows: Sequence[int], saved: RowState) -> None:
         """Put a copy made by `capture` back, in place."""
@@ -313,6 +350,8 @@ class StatisticsBank(Tallied):
         with torch.inference_mode(False), torch.no_grad():
             self.data[index] = saved.data.to(self.device)
             self.tallies[index] = saved.tallies.to(self.device)
+            if self.companion is not None:
+                self.companion.restore(rows, saved.companion)
 
     def to(self, device: torch.device) -> None:
         """Move everything to another device; all views made before are stale afterwards."""
@@ -320,6 +359,8 @@ class StatisticsBank(Tallied):
             self.layout.to(device)
             for name in ("data", "source", "tallies"):
                 setattr(self, name, getattr(self, name).to(device))
+            if self.companion is not None:
+                self.companion.to(device)
             self._make_constants()
 
     def _index(self, rows: Sequence[int] | range) -> slice | Tensor:

@@ -29,6 +29,7 @@ class Description:
         bytes_per_stream: statistics, counters and estimator values of one stream.
         statistics: whether the model's own buffers are views of the bank, are written after each
             commit, or stay the source's while inputs are moved frame by frame.
+        alignment: of the features in front of the head; None without one.
     """
 
     model: str
@@ -38,6 +39,7 @@ class Description:
     mode: str
     backend: str
     statistics: str
+    alignment: str | None
     frozen: bool
     max_streams: int
     streams: tuple[Hashable, ...]
@@ -62,6 +64,8 @@ class Description:
             f"  streams: {len(self.streams)} of {self.max_streams}; "
             f"snapshots: {', '.join(self.snapshots) or 'none'}",
         ]
+        if self.alignment is not None:
+            lines.append(f"  {self.alignment}")
         width = max(len(layer.name) for layer in self.layers)
         lines += [
             f"  {layer.name:<{width}}  {layer.type}  {layer.channels:>5}  {layer.dtype}  "

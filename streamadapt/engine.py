@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from streamadapt.alignment.features import FeatureMoments
+from streamadapt.alignment.head import AlignedHead
 from streamadapt.bank import RowState, State, StatisticsBank
 from streamadapt.drift import location_scale_distance
 from streamadapt.errors import ModelStateError
@@ -62,6 +64,7 @@ class AdaptationEngine:
         rows: number of streams.
         bound: let the model read row 0 itself instead of moving its inputs.
         frames_per_row: leading-dimension items that a layer has for each batch entry.
+        head: the classifier head whose input is aligned, or None.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class AdaptationEngine:
         rows: int,
         bound: bool,
         frames_per_row: int,
+        head: AlignedHead | None = None,
     ) -> None:
         self.layers = inventory.layers
         self.estimator = estimator
@@ -90,11 +94,17 @@ class AdaptationEngine:
             counted=estimator.counted,
             scalars=estimator.scalars,
         )
+        self.head = head
+        if head is not None:
+            head.require_device(self.device)
+            self.bank.companion = head.rows
         self._staging = Staging(self.layout)
         self._make_constants()
         self.tap = ModelTap(self.layers)
         self.binding = BufferBinding(self.layers)
         self.tap.install()
+        if head is not None:
+            head.install()
         if bound:
             self.binding.bind(self.bank, 0)
 
@@ -102,6 +112,11 @@ class AdaptationEngine:
     def device(self) -> torch.device:
         """Where the model's statistics live."""
         return self.bank.device
+
+    @property
+    def needs_arming(self) -> bool:
+        """Whether a forward on committed state alone needs an armed tap."""
+        return self.head is not None or not self.binding.bound
 
     def check_mode(self) -> None:
         """Refuse a layer in training mode (`ModelStateError`)."""
@@ -128,6 +143,8 @@ class AdaptationEngine:
         if device != self.device:
             self.bank.to(device)
             self.tap.moved(device)
+            if self.head is not None:
+                self.head.moved(device)
             self._make_constants()
         if replaced:
             values = [(mean.detach().clone(), var.detach().clone()) for mean, var in held]
@@ -173,9 +190,13 @@ class AdaptationEngine:
                 )
         self.tap.remapping = not self.binding.bound
         self.tap.step = step
+        if self.head is not None:
+            step.head = self.head.arm(where.rows, where.entries, observe=observe)
         try:
             yield step
         finally:
+            if self.head is not None:
+                self.head.disarm()
             self.tap.step = None
             self.tap.remapping = False
 
@@ -190,7 +211,10 @@ class AdaptationEngine:
         with torch.inference_mode(False), torch.no_grad():
             observed = step.all_moments()
             weights = self._weights(where, observed.mean.shape[0])
+            if step.head is not None:
+                weights = step.head.weigh(weights)
             reduced = reduce_frames(observed, weights)
+            aligned = None if step.head is None else step.head.propose(reduced)
             state = self.bank.read(where.rows)
             new = self.estimator.update(
                 state,
@@ -207,7 +231,10 @@ class AdaptationEngine:
                 frames=reduced.frames,
                 positions=observed.layer_positions,
                 unobserved=bool(step.unobserved),
+                sound=None if aligned is None else aligned.sound,
             )
+            if aligned is not None:
+                aligned.write(verdict)
             self.binding.write_back()
             return verdict
 
@@ -247,6 +274,15 @@ class AdaptationEngine:
                 for layer in self.layout.layers
             }
 
+    def feature_moments(self, row: int) -> FeatureMoments:
+        """A copy of a row's moments of the aligned head's input, float64."""
+        assert self.head is not None
+        with torch.inference_mode(False), torch.no_grad():
+            rows = self.head.rows
+            return FeatureMoments(
+                float(self.bank.frames[row]), rows.mean[row].clone(), rows.covariance[row].double()
+            )
+
     def set_bound(self, bound: bool) -> None:
         """Let the model read row 0 itself, or give it the source back and move its inputs."""
         if bound and not self.binding.bound:
@@ -271,11 +307,15 @@ class AdaptationEngine:
             for layer in self.layers:
                 self.tap.strip(memo[id(layer.module)])
                 self.binding.strip(memo[id(layer.module)])
+            if self.head is not None:
+                self.head.bake(memo[id(self.head.module)], row)
             return twin
 
     def close(self) -> None:
         """Give the model back as it was."""
         self.tap.remove()
+        if self.head is not None:
+            self.head.remove()
         self.binding.release()
 
     def _make_constants(self) -> None:

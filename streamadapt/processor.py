@@ -10,6 +10,8 @@ from typing import Any, Literal
 from torch import nn
 
 from streamadapt import events as ev
+from streamadapt.alignment import Coral
+from streamadapt.alignment.features import FeatureMoments
 from streamadapt.arguments import check_at_least_one, check_choice, check_types
 from streamadapt.describe import Description, Status, describe_layers
 from streamadapt.drift import Drift
@@ -53,6 +55,7 @@ class StreamProcessor:
             models that fold time or crops into the batch.
         shadow_every: batches from one candidate pass to the next.
         max_snapshots: how many snapshots are kept; the oldest goes first.
+        alignment: align the features in front of the classifier head too; see `Coral`.
         clock: seconds; the camera time of frames without `pts_seconds`.
 
     Raises:
@@ -86,6 +89,7 @@ class StreamProcessor:
         frames_per_row: int = 1,
         shadow_every: int = 10,
         max_snapshots: int = 16,
+        alignment: Coral | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         estimator = EMA() if estimator is None else estimator
@@ -120,6 +124,7 @@ class StreamProcessor:
             frames_per_row=frames_per_row,
             max_snapshots=max_snapshots,
             on_event=on_event,
+            alignment=alignment,
         )
         self._stepper = Stepper(self._runtime, shadow_every=shadow_every, clock=clock)
 
@@ -321,6 +326,22 @@ class StreamProcessor:
             runtime.require_open()
             return runtime.engine.moments(runtime.row(stream))
 
+    def feature_moments(self, stream: Hashable | None = None) -> FeatureMoments:
+        """A copy of a stream's moments of the head's input, `[D]` and `[D, D]` float64.
+
+        Raises:
+            ConfigurationError: the processor has no alignment.
+            StreamError: unknown stream, or several and none named.
+        """
+        runtime = self._runtime
+        with runtime.state_lock:
+            runtime.require_open()
+            if runtime.engine.head is None:
+                raise ConfigurationError(
+                    "The processor aligns no features. Give it `alignment=Coral.calibrate(...)`."
+                )
+            return runtime.engine.feature_moments(runtime.row(stream))
+
     def drift(self, stream: Hashable | None = None) -> Drift:
         """How far a stream's statistics lie from the source. Waits for the device.
 
@@ -337,6 +358,8 @@ class StreamProcessor:
 
     def adapted_model(self, stream: Hashable | None = None) -> nn.Module:
         """A plain copy of the model with a stream's statistics baked in; compact, without taps.
+
+        With an alignment, the stream's map is part of the head's weight and bias.
 
         Raises:
             StreamError: unknown stream, or several and none named.
@@ -408,6 +431,7 @@ class StreamProcessor:
             mode=runtime.mode,
             backend="hooks",
             statistics=engine.binding.manner,
+            alignment=None if engine.head is None else repr(engine.head.source),
             frozen=runtime.frozen,
             max_streams=runtime.max_streams,
             streams=self.streams,

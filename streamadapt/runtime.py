@@ -8,6 +8,8 @@ from typing import Literal
 
 from torch import nn
 
+from streamadapt.alignment import Coral
+from streamadapt.alignment.head import AlignedHead
 from streamadapt.engine import AdaptationEngine
 from streamadapt.errors import ModelStateError
 from streamadapt.estimators import Estimator, Frozen
@@ -52,6 +54,7 @@ class Runtime:
         frames_per_row: int,
         max_snapshots: int,
         on_event: EventHandler | None,
+        alignment: Coral | None = None,
     ) -> None:
         self.model = model
         self.inventory = inventory
@@ -65,8 +68,9 @@ class Runtime:
             rows=max_streams,
             bound=self.should_bind,
             frames_per_row=frames_per_row,
+            head=AlignedHead.of(alignment, model, rows=max_streams, frames_per_row=frames_per_row),
         )
-        self.never_updates = isinstance(estimator, Frozen)
+        self.never_updates = isinstance(estimator, Frozen) and alignment is None
         self.streams = StreamRows(max_streams, when_full=when_full)
         self.snapshots = SnapshotRing(max_snapshots)
         self.outbox = Outbox(on_event)

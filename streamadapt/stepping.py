@@ -113,7 +113,7 @@ class Stepper:
         step: Step | None = None
         watch.mark()
         with runtime.step_lock.forward(), self._buffers_for_autograd():
-            if adapting and (runtime.updating or not engine.binding.bound):
+            if adapting and (runtime.updating or engine.needs_arming):
                 with engine.armed(where, entries=entries, observe=runtime.updating) as step:
                     output = call(runtime)
             else:

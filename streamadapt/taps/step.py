@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from streamadapt.moments import Moments
 from streamadapt.ops.collect import Scratch, StagedMoments, collect
 from streamadapt.ops.reduce import FrameMoments
 from streamadapt.transfer import upload
+
+if TYPE_CHECKING:
+    from streamadapt.alignment.step import HeadStep
 
 Coefficients = Callable[[int], tuple[Tensor, Tensor]]
 """From a layer's index to `scale` and `shift` of its input, `[rows, channels]` fp32."""
@@ -89,6 +93,7 @@ class Step:
 
     Attributes:
         failure: what the estimator raised inside the forward, in synchronous timing.
+        head: what happens at the aligned head in this step; None without one.
     """
 
     def __init__(
@@ -108,6 +113,7 @@ class Step:
         self.observe = observe
         self.coefficients: Coefficients | None = None
         self.failure: Exception | None = None
+        self.head: HeadStep | None = None
         self.positions = [0.0] * len(layout.layers)
         self._only: int | None = None
         self._rows = rows

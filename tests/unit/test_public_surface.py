@@ -27,7 +27,7 @@ LAYERS = (
     {"errors", "events", "moments", "transfer"},
     {"layout"},
     {"bank", "ops", "streams"},
-    {"drift", "estimators", "taps"},
+    {"alignment", "drift", "estimators", "taps"},
     {
         "arguments",
         "batch",
@@ -74,6 +74,7 @@ def test_the_surface_is_what_the_documentation_promises() -> None:
         "StreamProcessor",
         "__version__",
         "adabn",
+        "alignment",
         "drift",
         "errors",
         "estimators",
