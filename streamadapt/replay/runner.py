@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ from streamadapt.replay.scenario import PolicySpec, Scenario
 from streamadapt.replay.stream import Stream
 from streamadapt.replay.timing import DEFAULT_COSTS, cost_keys, cost_of, load_costs
 from streamadapt.replay.unit import Conditions
+from streamadapt.replay.work import Entry, Work
+from streamadapt.replay.work import Progress as Progress
 
-Progress = Callable[[int, int, str], None]
 _MOST_BYTES_IN_MEMORY = 1 << 30
 
 
@@ -70,9 +71,8 @@ def run(
         raise ConfigurationError(f"`jobs` must be at least 1, got {jobs}.")
     conditions = _conditions(scenario)
     costs = _Costs(scenario)
-    entries = [
-        Entry(policy.name, policy, costs(policy)) for policy in policies or scenario.policies
-    ]
+    chosen: Sequence[PolicySpec | Policy] = scenario.policies if policies is None else policies
+    entries = [Entry(policy.name, policy, costs(policy)) for policy in chosen]
     _check(entries, scenario)
     if model is None:
         model = load_model(_given(scenario.model, "model"))
@@ -84,7 +84,6 @@ def run(
     data = _data(scenario, data)
     images = fingerprint.images_sha256(data)
     stream_key = fingerprint.stream_key(scenario, data, images=images)
-    work = Work(entries, model, conditions, progress)
     with ExitStack() as stack:
         directory = None
         if run_dir is not None:
@@ -92,18 +91,18 @@ def run(
             stack.enter_context(directory.locked())
         stream = Stream(scenario, data=data)
         folder = directory.path if directory is not None else _folder(stream, data, jobs, stack)
-        work.recording = _recording(stream, folder, stream_key, work.say)
+        recording = _recording(stream, folder, stream_key, progress)
+        work = Work(entries, model, recording, conditions=conditions, progress=progress)
         description = {
             "name": scenario.name,
             "configuration_hash": scenario.configuration_hash,
             "scenario": scenario.to_dict(),
-            "data": fingerprint.describe_data(data, work.recording, images=images),
+            "data": fingerprint.describe_data(data, recording, images=images),
             "model": fingerprint.describe_model(model),
             "versions": fingerprint.versions(scenario),
         }
         if directory is not None:
-            work.set_keys(stream_key, description)
-            finished = work.resume(directory, description)
+            finished = work.resume(directory, description, stream_key=stream_key)
             if finished is not None:
                 return finished
         if jobs > 1 and folder is not None:
@@ -167,10 +166,17 @@ def _data(scenario: Scenario, data: LabelledData | None) -> LabelledData | None:
 
 
 def _recording(
-    stream: Stream, folder: Path | None, key: str, say: Callable[[str], None]
+    stream: Stream, folder: Path | None, key: str, progress: Progress | None
 ) -> Recording:
     kept = None if folder is None else open_recording(folder, key=key)
-    return kept or record(stream, folder=folder, key=key, progress=say)
+    if kept is not None:
+        return kept
+
+    def say(words: str) -> None:
+        if progress is not None:
+            progress(0, 1, words)  # nothing to count yet
+
+    return record(stream, folder=folder, key=key, progress=say)
 
 
 def _folder(stream: Stream, data: LabelledData | None, jobs: int, stack: ExitStack) -> Path | None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from streamadapt.errors import ConfigurationError, ScenarioError
 from streamadapt.events import Event
-from streamadapt.replay.measure import Meter, short
+from streamadapt.replay.measure import Meter
 from streamadapt.replay.one_thread import one_thread
 from streamadapt.replay.policies import Policy
 from streamadapt.replay.recording import Recording
@@ -52,21 +52,17 @@ class Conditions:
 
 @dataclass(frozen=True, eq=False)
 class UnitResult:
-    """What one policy did and reported, and how long all of it took."""
+    """What one policy did and reported."""
 
     series: PolicySeries
     events: Sequence[ReplayEvent]
-    wall_seconds: float
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; what a clock measured is under `durations`."""
         return {
             **series_to_dict(self.series),
             "events": [asdict(event) for event in self.events],
-            "durations": {
-                "latency_seconds": list(self.series.latency_seconds),
-                "wall_seconds": self.wall_seconds,
-            },
+            "durations": {"latency_seconds": list(self.series.latency_seconds)},
         }
 
     @classmethod
@@ -76,7 +72,6 @@ class UnitResult:
         return cls(
             series_from_dict(content, frames=frames, latency_seconds=latency),
             [ReplayEvent(**event) for event in content["events"]],
-            content["durations"]["wall_seconds"],
         )
 
 
@@ -104,7 +99,6 @@ def run_unit(
         ConfigurationError: answers that are not scores.
         DataError: labels that the model does not know.
     """
-    started = time.perf_counter()
     # A generator of its own for each policy: what one draws is not what another left over.
     with one_thread(), torch.no_grad(), torch.random.fork_rng(_cuda_devices(model)):
         torch.manual_seed(conditions.seed)
@@ -113,7 +107,7 @@ def run_unit(
         finally:
             policy.finish()
     series = meter.series(name=policy.name, description=policy.description, oracle=policy.oracle)
-    return UnitResult(series, events, short(time.perf_counter() - started))
+    return UnitResult(series, events)
 
 
 def _replay(

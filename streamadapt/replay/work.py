@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,37 +35,60 @@ class Entry:
 
 
 class Work:
-    """The policies of a run, from the first to do to the last done."""
+    """The policies of a run, from the first to do to the last done.
+
+    Args:
+        entries: the policies.
+        model: in evaluation mode.
+        recording: the frames.
+        conditions: how they are shown.
+        progress: called with batches done, batches in all, and what is going on.
+    """
 
     def __init__(
         self,
-        entries: list[Entry],
+        entries: Sequence[Entry],
         model: nn.Module,
+        recording: Recording,
+        *,
         conditions: Conditions,
         progress: Progress | None,
     ) -> None:
         self._entries = entries
         self._model = model
+        self._recording = recording
         self._conditions = conditions
         self._progress = progress
         self._directory: RunDirectory | None = None
-        self.recording: Recording
-        self._total = 0
 
-    def say(self, words: str) -> None:
-        """Before there is anything to count."""
-        if self._progress is not None:
-            self._progress(0, 1, words)
+    def resume(
+        self, directory: RunDirectory, description: dict[str, Any], *, stream_key: str
+    ) -> ReplayResult | None:
+        """Take over what was done before; the result, if that was everything.
 
-    def resume(self, directory: RunDirectory, description: dict[str, Any]) -> ReplayResult | None:
-        """Take over what was done before; the result, if that was everything."""
+        Args:
+            directory: where it is, and where the rest will be.
+            description: of model and versions, among others.
+            stream_key: from `fingerprint.stream_key`.
+        """
         self._directory = directory
+        device = next((p.device.type for p in self._model.parameters()), "cpu")
+        for entry in self._entries:
+            entry.key = fingerprint.unit_key(
+                entry.policy,
+                stream=stream_key,
+                model=description["model"],
+                device=device,
+                conditions=self._conditions,
+                cost=entry.cost,
+                versions=description["versions"],
+            )
         keys = {entry.name: entry.key for entry in self._entries}
         directory.describe({**description, "kind": "streamadapt.run", "policies": keys})
         for entry in self._entries:
-            frames = len(self.recording.labels)
+            frames = len(self._recording.labels)
             entry.unit = directory.unit(entry.name, key=entry.key, frames=frames)
-            entry.batches_done = 0 if entry.unit is None else len(self.recording)
+            entry.batches_done = 0 if entry.unit is None else len(self._recording)
         complete = all(entry.unit is not None for entry in self._entries)
         return directory.result() if complete else None
 
@@ -106,7 +129,7 @@ class Work:
                 unit = run_unit(
                     policy,
                     self._model,
-                    self.recording,
+                    self._recording,
                     conditions=self._conditions,
                     cost=entry.cost,
                     progress=partial(self._went_on, number),
@@ -116,7 +139,7 @@ class Work:
     def result(self, description: dict[str, Any], wall_seconds: float) -> ReplayResult:
         """All of it together."""
         units = [entry.unit for entry in self._entries if entry.unit is not None]
-        recording = self.recording
+        recording = self._recording
         streams = recording.streams(0, len(recording.labels))
         events = [event for unit in units for event in unit.events]
         return ReplayResult(
@@ -135,7 +158,7 @@ class Work:
         entry = self._entries[number]
         entry.batches_done = done
         if self._progress is not None:
-            total = len(self._entries) * len(self.recording)
+            total = len(self._entries) * len(self._recording)
             so_far = sum(one.batches_done for one in self._entries)
             self._progress(so_far, total, f"{entry.name}: {words}")
 
@@ -144,6 +167,6 @@ class Work:
         entry.unit = unit
         if self._directory is not None:
             self._directory.keep_unit(unit, key=entry.key)
-        if entry.batches_done != len(self.recording):
-            last = self.recording.spans[int(self.recording.domains[-1])].name
-            self._went_on(number, len(self.recording), last)
+        if entry.batches_done != len(self._recording):
+            last = self._recording.spans[int(self._recording.domains[-1])].name
+            self._went_on(number, len(self._recording), last)

@@ -181,8 +181,8 @@ def test_an_unknown_key_is_named_with_the_known_ones(tmp_path: Path) -> None:
         ),
         (
             SMALL + '[[policy]]\nname = "a"\nkind = "magic"\n',
-            "policy `a`: unknown kind `magic`. Known: frozen, adabn, estimator, class_balanced, eata, "
-            "lame, rdumb, rotta, sar, tent, unmix_tns.",
+            "policy `a`: unknown kind `magic`. Known: frozen, adabn, estimator, class_balanced, "
+            "eata, lame, rdumb, rotta, sar, tent, unmix_tns.",
         ),
         (
             SMALL + '[[policy]]\nname = "a"\nkind = "frozen"\ntiming = "lagged"\n',
