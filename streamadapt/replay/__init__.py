@@ -1,5 +1,7 @@
 """Labelled streams with a moving camera: replay them, compare policies, draw the result."""
 
+from streamadapt.replay.bootstrap import Interval as Interval
+from streamadapt.replay.bootstrap import paired_interval as paired_interval
 from streamadapt.replay.corruptions import CORRUPTIONS as CORRUPTIONS
 from streamadapt.replay.corruptions import corrupt as corrupt
 from streamadapt.replay.data import LabelledData as LabelledData
@@ -11,14 +13,17 @@ from streamadapt.replay.policies import AdaBNPolicy as AdaBNPolicy
 from streamadapt.replay.policies import FrozenPolicy as FrozenPolicy
 from streamadapt.replay.policies import Policy as Policy
 from streamadapt.replay.policies import ProcessorPolicy as ProcessorPolicy
-from streamadapt.replay.result import DomainSpan as DomainSpan
 from streamadapt.replay.result import PolicySeries as PolicySeries
+from streamadapt.replay.result import Reliability as Reliability
 from streamadapt.replay.result import ReplayEvent as ReplayEvent
 from streamadapt.replay.result import ReplayResult as ReplayResult
 from streamadapt.replay.runner import run as run
 from streamadapt.replay.scenario import Domain as Domain
 from streamadapt.replay.scenario import PolicySpec as PolicySpec
 from streamadapt.replay.scenario import Scenario as Scenario
+from streamadapt.replay.scenario import TimeConstraint as TimeConstraint
+from streamadapt.replay.spans import DomainSpan as DomainSpan
+from streamadapt.replay.split import Split as Split
 from streamadapt.replay.stream import Batch as Batch
 from streamadapt.replay.stream import Stream as Stream
 
@@ -29,18 +34,23 @@ __all__ = [
     "Domain",
     "DomainSpan",
     "FrozenPolicy",
+    "Interval",
     "LabelledData",
     "Policy",
     "PolicySeries",
     "PolicySpec",
     "ProcessorPolicy",
+    "Reliability",
     "ReplayEvent",
     "ReplayResult",
     "Scenario",
+    "Split",
     "Stream",
+    "TimeConstraint",
     "corrupt",
     "load_data",
     "load_model",
+    "paired_interval",
     "render_chart_svg",
     "render_page",
     "run",

@@ -174,7 +174,7 @@ def _styles(policies: Sequence[PolicySeries]) -> list[int]:
 
 def _bands(result: ReplayResult) -> list[Band]:
     if not _in_turn(result):
-        return []
+        return [Band("all domains, in one another", "", 0, len(result.frame_domains))]
     return [
         Band(d.name, str(number), d.first_frame, d.first_frame + d.frames)
         for number, d in enumerate(result.domains, start=1)

@@ -125,7 +125,7 @@ def slug(name: str) -> str:
     """A name that is fit for a file and belongs to this one only.
 
     >>> slug("EMA, 0.1")
-    'ema-0.1-25b0fbd4'
+    'ema-0.1-c66ca8a0'
     """
     words = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")[:40]
     return f"{words or 'policy'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

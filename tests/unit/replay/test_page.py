@@ -196,3 +196,11 @@ def test_any_range_gets_an_axis(values: list[float | None]) -> None:
     assert "nan" not in drawing
     labels = re.findall(r'text-anchor="end">([^<]+)</text>', drawing)
     assert len(set(labels)) == len(labels) >= 2
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_domains_that_lie_in_one_another_are_drawn_as_one(labelled: bool) -> None:
+    mixed = replay(frame_domains=np.arange(24) % 3, labelled=np.full(24, labelled))
+    outline = Outline(render_page(mixed, title="mixed"))
+    assert "all domains, in one another" in outline.text
+    ElementTree.fromstring(render_chart_svg(mixed))
