@@ -13,10 +13,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.lab import tables
 from benchmarks.record import RESULTS
 
 ROOT = RESULTS.parent.parent
-DOCUMENTS = ("README.md", "docs/when-adaptation-hurts.md", "docs/design.md")
+DOCUMENTS = ("README.md", "docs/design.md", "docs/results.md", "docs/when-adaptation-hurts.md")
 _LAYOUTS = ("NCHW", "NHWC")
 
 
@@ -96,7 +97,12 @@ def severities() -> str:
     return _table(header, body)
 
 
-SECTIONS = {"overhead": overhead, "adaptation": adaptation, "severities": severities}
+SECTIONS = {
+    "overhead": overhead,
+    "adaptation": adaptation,
+    "severities": severities,
+    **tables.SECTIONS,
+}
 _MODELS = {"resnet18": "ResNet-18", "mobilenet_v2": "MobileNetV2", "resnet50": "ResNet-50"}
 
 

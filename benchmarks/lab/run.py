@@ -23,25 +23,24 @@ from streamadapt.replay.bootstrap import paired_interval
 
 SEEDS = (0, 1, 2, 3, 4)
 DEFAULT, TUNED = "default", "tuned"
-WITHOUT_BOUNDARIES = ("mixed, 64", "mixed correlated, 64")
 
 
-def specs(world: World, stream: str) -> tuple[PolicySpec, ...]:
+def specs(world: World) -> tuple[PolicySpec, ...]:
     """What answers a stream: each method once, and once more where tuning found another setting."""
     out = []
     best = _best(world)
-    for method in _chosen(world, stream):
+    for method in methods(world):
         out.append(method.spec(method.name, method.default))
         if _differs(method, best[method.name]):
             out.append(method.spec(_tuned(method), best[method.name]))
     return tuple(out)
 
 
-def summarise(world: World, stream: str, results: Sequence[ReplayResult]) -> dict[str, Any]:
+def summarise(world: World, results: Sequence[ReplayResult]) -> dict[str, Any]:
     """Errors and intervals of one stream, over all seeds."""
     out = {}
     best = _best(world)
-    for method in _chosen(world, stream):
+    for method in methods(world):
         tuned = _tuned(method) if _differs(method, best[method.name]) else method.name
         out[method.name] = {
             "family": method.family,
@@ -97,15 +96,6 @@ def _by_visit(result: ReplayResult, name: str) -> list[float]:
     return [float(np.mean([e for span, e in errors if span.visit == one])) for one in visits]
 
 
-def _chosen(world: World, stream: str) -> list[Method]:
-    # AdaBN over whole domains is told where they begin: a mixed stream has no such place.
-    return [
-        method
-        for method in methods(world)
-        if not (method.family == "bound" and stream in WITHOUT_BOUNDARIES)
-    ]
-
-
 def _best(world: World) -> dict[str, Any]:
     path = RESULTS / f"lab-tuned-{world.name}.json"
     if not path.exists():
@@ -159,13 +149,11 @@ def main() -> None:
                 continue
             results = []
             for seed in seeds:
-                scenario = world.scenario(
-                    stream, part="test", seed=seed, policies=specs(world, stream)
-                )
+                scenario = world.scenario(stream, part="test", seed=seed, policies=specs(world))
                 folder = RUNS / f"{name}-{number}-{seed}"
                 results.append(run(scenario, run_dir=folder, jobs=options.jobs))
                 print(f"{world.title}: {stream}: seed {seed} done", flush=True)
-            found[stream] = summarise(world, stream, results)
+            found[stream] = summarise(world, results)
         result = {"title": world.title, "seeds": seeds, "streams": found}
         show(world, result)
         if set(options.streams) == set(STREAMS) and seeds == SEEDS:

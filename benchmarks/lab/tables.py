@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from benchmarks.record import RESULTS
@@ -91,15 +92,11 @@ def costs(world: str) -> str:
     )
 
 
+_TABLES = {"errors": errors, "intervals": intervals, "recurring": recurring, "costs": costs}
 SECTIONS: dict[str, Callable[[], str]] = {
-    f"lab-{world}-{name}": lambda make=make, world=world: make(world)  # type: ignore[misc]
+    f"lab-{world}-{name}": partial(make, world)
     for world in WORLDS
-    for name, make in (
-        ("errors", errors),
-        ("intervals", intervals),
-        ("recurring", recurring),
-        ("costs", costs),
-    )
+    for name, make in _TABLES.items()
 }
 
 

@@ -116,7 +116,7 @@ def worlds() -> dict[str, World]:
             data="builtin:digits",
             split="builtin:digits",
             severity=4,
-            domain_frames={"": 320, "1": 96, "recurring ×20, 64": 128},
+            domain_frames={"": 320, "1": 32, "recurring ×20, 64": 128},
             tuning_frames=256,
             recurring_domains=back,
             settings={"resize": (24, 24), "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
