@@ -6,10 +6,9 @@ class where a class has several images. The files are committed: nobody needs to
 
 from __future__ import annotations
 
-from streamadapt.replay.split import Split
-
 from benchmarks.lab.worlds import SPLITS, worlds
 from streamadapt.replay import load_data
+from streamadapt.replay.split import Split
 
 SEED = 1603
 
