@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks import record
 from streamadapt.replay.demo import run_demo
-from streamadapt.replay.page import render_chart_svg
+from streamadapt.replay.report import render_picture
 
 SEEDS = range(5)
 PICTURE = Path(__file__).resolve().parent.parent / "docs" / "demo.svg"
@@ -31,7 +31,7 @@ def main() -> int:
     for seed in SEEDS:
         result = run_demo(seed=seed)
         if seed == 0:
-            PICTURE.write_text(render_chart_svg(result.replay), encoding="utf-8")
+            PICTURE.write_text(render_picture(result.replay), encoding="utf-8")
         seeds.append(
             {
                 "seed": seed,

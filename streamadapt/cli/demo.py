@@ -151,14 +151,14 @@ def format_metrics(scraped: dict[str, float]) -> str:
 def render(result: DemoResult) -> str:
     """The page."""
     from streamadapt.replay.demo import FIRST_FRAMES
-    from streamadapt.replay.page import render_page
+    from streamadapt.replay.report import render_report
 
     starts = [
         f"{phase.name}: frozen {phase.frozen_start:.1f} %, adapted {phase.adapted_start:.1f} %"
         for phase in result.phases
     ]
-    return render_page(
-        result.replay,
+    return render_report(
+        [result.replay],
         title="One camera, one network: frozen and adapted",
         remarks={
             "What was promised": [

@@ -123,7 +123,7 @@ def _runs(args: argparse.Namespace) -> list[tuple[Scenario, Path]]:
 
 def _run_one(scenario: Scenario, path: Path, args: argparse.Namespace) -> ReplayResult:
     from streamadapt.replay.durable import write_text
-    from streamadapt.replay.page import render_page
+    from streamadapt.replay.report import render_report
     from streamadapt.replay.result import RESULT_FILE
     from streamadapt.replay.rundir import REPORT_FILE, RunDirectory
     from streamadapt.replay.runner import run
@@ -140,7 +140,7 @@ def _run_one(scenario: Scenario, path: Path, args: argparse.Namespace) -> Replay
         bar.close()
     if before is not None and _stamp(path / RESULT_FILE) == before:
         print(f"{path}: had finished before, nothing was run again (--fresh does)", file=sys.stderr)
-    page = render_page(result, title=result.name)
+    page = render_report([result])
     write_text(path / REPORT_FILE, page)
     if args.html is not None:
         _write(args.html, page)

@@ -7,12 +7,12 @@ from streamadapt.replay.corruptions import corrupt as corrupt
 from streamadapt.replay.data import LabelledData as LabelledData
 from streamadapt.replay.data import load_data as load_data
 from streamadapt.replay.models import load_model as load_model
-from streamadapt.replay.page import render_chart_svg as render_chart_svg
-from streamadapt.replay.page import render_page as render_page
 from streamadapt.replay.policies import AdaBNPolicy as AdaBNPolicy
 from streamadapt.replay.policies import FrozenPolicy as FrozenPolicy
 from streamadapt.replay.policies import Policy as Policy
 from streamadapt.replay.policies import ProcessorPolicy as ProcessorPolicy
+from streamadapt.replay.report import render_picture as render_picture
+from streamadapt.replay.report import render_report as render_report
 from streamadapt.replay.result import PolicySeries as PolicySeries
 from streamadapt.replay.result import Reliability as Reliability
 from streamadapt.replay.result import ReplayEvent as ReplayEvent
@@ -51,7 +51,7 @@ __all__ = [
     "load_data",
     "load_model",
     "paired_interval",
-    "render_chart_svg",
-    "render_page",
+    "render_picture",
+    "render_report",
     "run",
 ]

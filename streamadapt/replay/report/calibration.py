@@ -36,9 +36,6 @@ def reliability_panels(
         y = _HEAD + (index // columns) * row
         parts.append(_panel(pool, name, one, x=x, y=y, side=side, numbered=index % columns == 0))
     bottom = rows * row + 4
-    parts.append(
-        label(_LEFT, bottom + 12, "across: confidence; up: accuracy; dashed: as they should be")
-    )
     worst = max(names, key=lambda name: pool.rank(name).ece)
     return drawing(
         ident,
@@ -46,7 +43,7 @@ def reliability_panels(
         description="Expected calibration error: "
         + ", ".join(f"{name} {percent(pool.rank(name).ece)}" for name in names)
         + f". Worst: {worst}.",
-        size=(width, bottom + 20),
+        size=(width, bottom),
         parts=parts,
     )
 

@@ -16,8 +16,8 @@ from streamadapt.replay.report.drawing import (
 )
 from streamadapt.replay.report.markup import Markup, html, points
 
-_ROW = 24
 _NUMBERS = 148  # pixels for "−12.3 (−14.5 to −10.1)"
+_NARROW = 600  # below this width words stand above their bar, not beside it
 
 
 def verdict(interval: Interval) -> str:
@@ -51,28 +51,36 @@ def forest(
         width: in pixels.
     """
     rows = [row for row in rows if isfinite(row[1].estimate)]
+    narrow = width < _NARROW
     names = max((text_width(name) for name, _ in rows), default=0.0)
-    left = min(names + 16, 0.32 * width)
+    left = 8 if narrow else min(names + 16, 0.32 * width)
+    right = width - 8 if narrow else width - _NUMBERS - 16
     ends = [0.0, *(end for _, one in rows for end in (one.low, one.high))]
-    marks = ticks(min(ends), max(ends), count=5 if width > 600 else 3)
-    place = Scale(marks[0], marks[-1], left + 8, width - _NUMBERS - 16)
-    bottom = 12 + _ROW * len(rows)
-    parts = [
-        f'<line class="{"axis" if abs(tick) < 1e-12 else "rule"}" x1="{place(tick):.1f}" '
-        f'x2="{place(tick):.1f}" y1="8" y2="{bottom}"/>'
-        + label(place(tick), bottom + 16, points(tick), anchor="middle")
-        for tick in marks
-    ]
+    marks = ticks(min(ends), max(ends), count=4 if narrow else 6)
+    place = Scale(marks[0], marks[-1], left + 12, right - 12)
+    row = 38 if narrow else 24
+    bottom = 12 + row * len(rows)
+    whole = all(abs(100 * tick - round(100 * tick)) < 1e-6 for tick in marks)
+    parts = []
+    for tick in marks:
+        style = "axis" if abs(tick) < 1e-12 else "rule"
+        words = points(tick).removesuffix(".0") if whole else points(tick)
+        parts.append(
+            f'<line class="{style}" x1="{place(tick):.1f}" x2="{place(tick):.1f}" y1="8" '
+            f'y2="{bottom}"/>' + label(place(tick), bottom + 16, words, anchor="middle")
+        )
     for index, (name, one) in enumerate(rows):
-        y = 12 + _ROW * (index + 0.5)
+        text = 12 + row * index + (14 if narrow else row / 2 + 4)
+        y = 12 + row * index + (26 if narrow else row / 2)
+        room = width - _NUMBERS - 8 if narrow else left - 8
         style = {"better": "good", "worse": "bad", "even": "plain"}[verdict(one)]
         parts.append(
             f"<g><title>{html(name)}: {html(interval_words(one))} points</title>"
-            + label(4, y + 4, shortened(name, pixels=left - 8), style="ink")
+            + label(4, text, shortened(name, pixels=room), style="ink")
             + f'<line class="{style}" stroke-width="2" x1="{place(one.low):.1f}" '
             f'x2="{place(one.high):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
             + _glyph(style, place(one.estimate), y)
-            + label(width - 4, y + 4, interval_words(one), anchor="end")
+            + label(width - 4, text, interval_words(one), anchor="end")
             + "</g>"
         )
     parts.append(

@@ -147,11 +147,10 @@ class Chart:
         parts = []
         for index, (band, (name, lying)) in enumerate(zip(self.bands, names, strict=True)):
             x, end = place_x(band.start), place_x(band.stop)
-            if index % 2 == 0:
-                parts.append(
-                    f'<rect class="band" x="{x:.1f}" y="{top:.0f}" width="{end - x:.1f}" '
-                    f'height="{height}"><title>{html(band.name)}</title></rect>'
-                )
+            parts.append(
+                f'<rect class="{"back" if index % 2 else "band"}" x="{x:.1f}" y="{top:.0f}" '
+                f'width="{end - x:.1f}" height="{height}"><title>{html(band.name)}</title></rect>'
+            )
             middle = (x + end) / 2
             if name and lying:
                 parts.append(label(middle, top - 6, name, anchor="middle"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import isfinite
 
 import numpy as np
@@ -15,6 +16,7 @@ from streamadapt.replay.result import PolicySeries, ReplayEvent, ReplayResult
 from streamadapt.replay.scores import rolling_accuracy
 
 _QUIET = frozenset({"StreamAdmitted"})  # listed, but no news on a chart
+_GLYPHS_IN_A_LANE = 60
 _SORTS = (
     ("alarm", ("Drift", "Alarm", "Warning")),
     ("rolled back", ("RolledBack",)),
@@ -160,18 +162,32 @@ def _lanes(result: ReplayResult) -> list[Lane]:
     starts = np.cumsum([0, *result.batch_frames])
     lanes = []
     for series in result.policies:
-        happenings = [
-            Happening(
-                float(starts[event.batch]),
-                _sort(event.kind),
-                f"batch {event.batch + 1}: {event_words(event)}",
-            )
-            for event in result.events
-            if event.policy == series.name and event.kind not in _QUIET
-        ]
+        happenings = _thinned(
+            [
+                Happening(
+                    float(starts[event.batch]),
+                    _sort(event.kind),
+                    f"batch {event.batch + 1}: {event_words(event)}",
+                )
+                for event in result.events
+                if event.policy == series.name and event.kind not in _QUIET
+            ],
+            stretch=float(starts[-1]) / _GLYPHS_IN_A_LANE,
+        )
         if happenings:
             lanes.append(Lane(series.name, happenings))
     return lanes
+
+
+def _thinned(happenings: Sequence[Happening], *, stretch: float) -> list[Happening]:
+    """One of each sort in a stretch of the stream: more could not be told apart."""
+    groups: dict[tuple[int, str], list[Happening]] = {}
+    for one in happenings:
+        groups.setdefault((int(one.x / stretch), one.sort), []).append(one)
+    return [
+        first if not more else replace(first, words=f"{first.words}, and {len(more)} more")
+        for first, *more in groups.values()
+    ]
 
 
 def _sort(kind: str) -> str:

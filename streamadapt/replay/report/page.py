@@ -259,6 +259,9 @@ class _Page:
             "Calibration",
             figure,
             None if figure is None else _details("In numbers", reliability_table(self.pool, names)),
+            note="Across: confidence. Up: accuracy. Dashed: as they should be; below it the policy "
+            "is surer than it is right. The area of a dot is the share of the frames. ECE: "
+            "expected calibration error, 15 bins.",
         )
 
     def _diversity(self) -> Markup:

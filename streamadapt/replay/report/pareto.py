@@ -58,6 +58,7 @@ def pareto(ident: str, pool: Pool, *, width: int, height: int) -> Markup | None:
         for t in y_marks
     ]
     parts += [label(place_x(t), bottom + 16, f"{short(t)} ×", anchor="middle") for t in x_marks]
+    parts.append(label(_LEFT + 4, _TOP + 12, "mean error"))
     words = f"median latency over that of {pool.baseline}"
     parts.append(label((_LEFT + width - _RIGHT) / 2, bottom + 33, words, anchor="middle"))
     steps = "".join(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from streamadapt.errors import ConfigurationError
+from streamadapt.errors import ConfigurationError, DataError
 from streamadapt.replay.bootstrap import Interval, paired_interval
 from streamadapt.replay.result import PolicySeries, ReplayResult
 from streamadapt.replay.scores import Reliability
@@ -37,7 +37,10 @@ def _kind(result: ReplayResult) -> str:
 
 
 def _seed(result: ReplayResult) -> int:
-    return int(result.scenario.get("seed") or 0)
+    seed = result.scenario.get("seed", 0)
+    if not isinstance(seed, int):
+        raise DataError(f"{result.name!r}: the seed must be a whole number, got {seed!r}.")
+    return seed
 
 
 @dataclass(frozen=True)

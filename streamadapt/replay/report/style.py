@@ -12,6 +12,7 @@ main{max-width:1000px;margin:0 auto;padding:24px 16px 48px}
 h1{font-size:1.6rem;line-height:1.25;margin:0 0 6px}
 h2{font-size:1.25rem;line-height:1.3;margin:28px 0 8px}
 h3,section>h2{font-size:1.05rem;margin:0 0 10px}
+h3,h4{font-size:1rem}figure+h3,figure+h4{margin:18px 0 8px}
 .lead{margin:0 0 12px;font-size:1.1rem;max-width:46em}
 .sub{margin:0 0 20px;color:var(--soft)}
 section{background:var(--back);border:1px solid var(--rule);border-radius:10px;
