@@ -17,6 +17,7 @@ from streamadapt.replay.scores import rolling_accuracy
 
 _QUIET = frozenset({"StreamAdmitted"})  # listed, but no news on a chart
 _GLYPHS_IN_A_LANE = 60
+_FEWEST_FRAMES = 32  # a share of fewer says little
 _SORTS = (
     ("alarm", ("Drift", "Alarm", "Warning")),
     ("rolled back", ("RolledBack",)),
@@ -108,7 +109,8 @@ def distance_chart(pool: Pool) -> Chart | None:
 def window_frames(result: ReplayResult) -> int:
     """Frames that a point of the error curve pools: through the noise, yet not over a switch."""
     shortest = min(domain.frames for domain in result.domains)
-    return max(shortest // 6, sum(result.batch_frames) // 60, max(result.batch_frames))
+    few = min(shortest, _FEWEST_FRAMES)
+    return max(few, shortest // 6, sum(result.batch_frames) // 60, max(result.batch_frames))
 
 
 def event_words(event: ReplayEvent) -> str:
