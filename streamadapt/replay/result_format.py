@@ -138,6 +138,7 @@ def series_to_dict(series: PolicySeries) -> dict[str, Any]:
         "expected_calibration_error": finite_or_none(expected_calibration_error(bins)),
         "distance": _plain(series.distance),
         "layer_distance": {name: _plain(one) for name, one in series.layer_distance.items()},
+        "layers": list(series.layer_distance),  # in their order, which sorted keys lose
         "layer_batches": list(series.layer_batches),
         "adapted": list(series.adapted),
     }
@@ -165,7 +166,9 @@ def series_from_dict(
             bins["frames"], _numbers(bins["confidence"]), _numbers(bins["accuracy"])
         ),
         distance=content["distance"],
-        layer_distance={name: _numbers(one) for name, one in content["layer_distance"].items()},
+        layer_distance={
+            name: _numbers(content["layer_distance"][name]) for name in content["layers"]
+        },
         layer_batches=content["layer_batches"],
         adapted=content["adapted"],
         latency_seconds=list(latency_seconds),

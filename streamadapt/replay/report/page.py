@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from streamadapt.replay.report.calibration import reliability_panels
+from streamadapt.replay.report.facts import extent, facts
 from streamadapt.replay.report.forest import forest
 from streamadapt.replay.report.layers import layer_map
 from streamadapt.replay.report.lines import Chart
-from streamadapt.replay.report.markup import Markup, counted, html, join, listed, tag
+from streamadapt.replay.report.markup import Markup, counted, html, join, tag
 from streamadapt.replay.report.over_time import (
     distance_chart,
     diversity_chart,
@@ -95,7 +96,7 @@ class _Page:
         one = self.pool
         return [
             tag("p", headline(one), class_="lead"),
-            tag("p", _extent(one), class_="sub"),
+            tag("p", extent(one), class_="sub"),
             *(self._remarks(heading, sentences) for heading, sentences in remarks.items()),
             self._policies(),
             *(self._compared(first, second) for first, second in compare),
@@ -221,7 +222,7 @@ class _Page:
                 "pareto", lambda name, width: pareto(name, self.pool, width=width, height=300)
             ),
             note="Latency was measured on the machine that ran the replay, with whatever else it "
-            "did at the time. The table of policies has the numbers.",
+            "did at the time. The table of policies has the numbers and those without a name here.",
         )
 
     def _distance(self) -> Markup:
@@ -236,9 +237,10 @@ class _Page:
             )
             body = join([figure or Markup(), _details("In numbers", layer_table(result, series))])
             head = tag(f"h{self.level + 1}", f"By layer: {series.name}")
-            parts.append(
-                join([head, body]) if number == 0 else _details(f"By layer: {series.name}", body)
-            )
+            parts.append(join([head, body]))
+        if len(parts) > 1:
+            rest = counted(len(parts) - 1, "other policy", "other policies")
+            parts[1:] = [_details(f"By layer: {rest}", join(parts[1:]))]
         return self._section(
             "Distance from the source statistics",
             self._chart("distance", distance_chart(self.pool), 180),
@@ -300,51 +302,10 @@ class _Page:
         return self._section("Events", tag("ol", items, class_="events"), rest)
 
     def _setup(self) -> Markup:
-        facts = _facts(self.pool)
-        rows = join(join([tag("dt", key), tag("dd", value)]) for key, value in facts.items())
+        said = facts(self.pool).items()
+        rows = join(join([tag("dt", key), tag("dd", value)]) for key, value in said)
         return self._section("Set-up", tag("dl", rows))
 
 
 def _details(summary: str, body: Markup) -> Markup:
     return tag("details", tag("summary", summary), body)
-
-
-def _extent(one: Pool) -> str:
-    frames = sum(sum(result.batch_frames) for result in one.results)
-    text = f"{counted(frames, 'frame')} in {counted(len(one.domains), 'domain')}"
-    if one.visits > 1:
-        text += f", visited up to {one.visits} times"
-    policies = counted(len(one.names), "policy", "policies")
-    return f"{text}, {counted(len(one.results), 'seed')}, {policies}."
-
-
-def _facts(one: Pool) -> dict[str, object]:
-    first = one.first
-    scenario, data = first.scenario, first.data
-    order = str(scenario.get("order", ""))
-    if order == "dirichlet":
-        order += f", alpha {scenario.get('dirichlet_alpha')}"
-    runs = [domain.mean_run_length for domain in first.domains]
-    several = len(one.results) > 1
-    facts: dict[str, object] = {
-        "scenario": first.name,
-        "configuration": listed(
-            [
-                result.configuration_hash
-                + (f" (seed {result.scenario.get('seed')})" if several else "")
-                for result in one.results
-            ]
-        ),
-        "seeds" if several else "seed": listed([str(seed) for seed in one.seeds]),
-        "batch size": scenario.get("batch_size"),
-        "order": f"{order} (runs of one class: {sum(runs) / len(runs):.1f} frames on average)",
-        "model": f"{scenario.get('model') or first.model.get('class')} "
-        f"(weights {str(first.model.get('sha256', ''))[:12]})",
-        "data": f"{scenario.get('data') or 'given by the caller'}, {data.get('samples')} images of "
-        f"{data.get('height')} × {data.get('width')} (sha256 {str(data.get('sha256', ''))[:12]})",
-        "versions": ", ".join(f"{name} {value}" for name, value in first.versions.items()),
-        "wall time": tag(
-            "span", f"{sum(result.wall_seconds for result in one.results):.1f} s", class_="measured"
-        ),
-    }
-    return facts | {f"policy {rank.name}": rank.description for rank in one.ranks}

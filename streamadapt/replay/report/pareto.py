@@ -15,6 +15,7 @@ from streamadapt.replay.report.drawing import (
     ticks,
 )
 from streamadapt.replay.report.markup import Markup, html, listed, percent, short, times
+from streamadapt.replay.report.over_time import shown
 from streamadapt.replay.report.pool import Pool, Rank
 
 _LEFT, _RIGHT, _TOP = 52, 14, 14
@@ -66,10 +67,12 @@ def pareto(ident: str, pool: Pool, *, width: int, height: int) -> Markup | None:
         for i, r in enumerate(best)
     )
     parts.append(f'<path class="axis" stroke-dasharray="3 3" d="{steps}"/>')
-    places = _label_places(ranks, place_x, place_y, width=width, bottom=bottom)
-    for rank, (x, y, name) in zip(ranks, places, strict=True):
+    named = [one for one in ranks if one in best or one.oracle or one.name in shown(pool)]
+    places = _label_places(named, place_x, place_y, width=width, bottom=bottom)
+    for rank in ranks:
+        x, y, name = places.get(rank.name, (0.0, place_y(rank.error) + 4, ""))
         at_x, at_y = place_x(rank.cost), place_y(rank.error)
-        far = abs(y - 4 - at_y) > 6
+        far = bool(name) and abs(y - 4 - at_y) > 6
         leader = (
             f'<path class="rule" d="M{at_x:.1f} {at_y:.1f}L{x - 2:.1f} {y - 4:.1f}"/>'
             if far
@@ -79,7 +82,7 @@ def pareto(ident: str, pool: Pool, *, width: int, height: int) -> Markup | None:
             f"<g><title>{html(rank.name)}: error {percent(rank.error)}, "
             f"{times(rank.cost)}</title>{leader}"
             + _mark(rank, at_x, at_y, first=rank in best, base=rank.name == pool.baseline)
-            + label(x, y, name, style="ink" if rank in best else "")
+            + (label(x, y, name, style="ink" if rank in best else "") if name else "")
             + "</g>"
         )
     key = "■ baseline   ● best at its cost   ○ beaten   ◇ oracle"
@@ -104,7 +107,7 @@ def _mark(rank: Rank, x: float, y: float, *, first: bool, base: bool) -> str:
 
 def _label_places(
     ranks: Sequence[Rank], place_x: Scale, place_y: Scale, *, width: int, bottom: float
-) -> list[tuple[float, float, str]]:
+) -> dict[str, tuple[float, float, str]]:
     """Where each name goes: beside its mark, moved up or down until it is clear of the others."""
     taken: list[tuple[float, float, float]] = []
     out: dict[str, tuple[float, float, str]] = {}
@@ -128,4 +131,4 @@ def _label_places(
         y = free[0] if free else y
         taken.append((x, x + wide, y))
         out[rank.name] = (x, y, name)
-    return [out[rank.name] for rank in ranks]
+    return out

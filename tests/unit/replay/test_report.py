@@ -323,6 +323,16 @@ def test_the_same_results_in_any_order_give_the_same_bytes() -> None:
     assert render_report(again) == render_report(results)
 
 
+def test_layers_keep_their_order_through_a_file() -> None:
+    series = random_replay(0).policies[0]
+    layers = {f"features.{number}": [0.1, 0.2] for number in (0, 1, 2, 10, 11)}
+    result = replace(random_replay(0), policies=[replace(series, layer_distance=layers)])
+    table = cells_of(
+        render_report([ReplayResult.from_json(result.to_json())]), "Mean distance by layer: frozen"
+    )
+    assert [row[0] for row in table[1:]] == list(layers)
+
+
 def test_other_scenarios_follow_one_another_under_headings_in_order() -> None:
     other = replace(random_replay(0), name="other")
     outline = Outline(render_report([random_replay(0), other, random_replay(1)]))
