@@ -9,7 +9,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,8 @@ from streamadapt.taps import BufferBinding, Inventory, ModelTap, Staging, Step, 
 from streamadapt.taps.step import Coefficients
 from streamadapt.transfer import upload
 
+Origin = Literal["source", "restored"]
+
 
 @dataclass(frozen=True, eq=False)
 class StepRows:
@@ -43,6 +45,23 @@ class StepRows:
     rows: Sequence[int]
     entries: Sequence[int] | None
     elapsed_seconds: Sequence[float]
+
+
+@dataclass(frozen=True, eq=False)
+class Committed:
+    """What a step brought to the bank.
+
+    Attributes:
+        verdict: the bank's, `[rows]`: see `StatisticsBank.commit`.
+        moments: of each row's accepted frames, `[rows, channels]` float64.
+        frames: `[rows, 1]` float64, accepted frames.
+        positions: `[layers]` float64, of one frame; zero where a layer was not executed.
+    """
+
+    verdict: Tensor
+    moments: Moments
+    frames: Tensor
+    positions: Tensor
 
 
 @dataclass(frozen=True)
@@ -65,6 +84,11 @@ class AdaptationEngine:
         bound: let the model read row 0 itself instead of moving its inputs.
         frames_per_row: leading-dimension items that a layer has for each batch entry.
         head: the classifier head whose input is aligned, or None.
+
+    Attributes:
+        source_version: how often the source was replaced.
+        displaced: rows whose state was put there otherwise than by a step, and from where; a
+            journal takes out what it has written down.
     """
 
     def __init__(
@@ -94,6 +118,8 @@ class AdaptationEngine:
             counted=estimator.counted,
             scalars=estimator.scalars,
         )
+        self.source_version = 0
+        self.displaced: dict[int, Origin] = dict.fromkeys(range(rows), "source")
         self.head = head
         if head is not None:
             head.require_device(self.device)
@@ -149,6 +175,8 @@ class AdaptationEngine:
         if replaced:
             values = [(mean.detach().clone(), var.detach().clone()) for mean, var in held]
             self.bank.set_source(values)
+            self.displaced |= dict.fromkeys(range(self.bank.rows), "source")
+            self.source_version += 1
             binding.adopt_source(values)
         binding.loaded = False
         if binding.bound:
@@ -200,12 +228,8 @@ class AdaptationEngine:
             self.tap.step = None
             self.tap.remapping = False
 
-    def commit(self, step: Step, where: StepRows) -> Tensor:
-        """Reduce what `step` staged and write it, for all layers of a row or for none.
-
-        Returns:
-            The bank's verdict, `[rows]`: see `StatisticsBank.commit`.
-        """
+    def commit(self, step: Step, where: StepRows) -> Committed:
+        """Reduce what `step` staged and write it, for all layers of a row or for none."""
         if step.failure is not None:
             raise step.failure
         with torch.inference_mode(False), torch.no_grad():
@@ -236,17 +260,19 @@ class AdaptationEngine:
             if aligned is not None:
                 aligned.write(verdict)
             self.binding.write_back()
-            return verdict
+            return Committed(verdict, reduced.moments, reduced.frames, observed.layer_positions)
 
     def reset(self, rows: Sequence[int] | range) -> None:
         """Put rows back on the source."""
         self.bank.reset(rows)
+        self.displaced |= dict.fromkeys(rows, "source")
         self.binding.write_back()
 
     def restore(self, rows: Sequence[int], saved: RowState) -> None:
         """Put captured rows back."""
         if len(rows) > 0:
             self.bank.restore(rows, saved)
+            self.displaced |= dict.fromkeys(rows, "restored")
             self.binding.write_back()
 
     def write_layer(self, row: int, index: int, moments: Moments) -> None:
@@ -255,13 +281,14 @@ class AdaptationEngine:
         with torch.inference_mode(False), torch.no_grad():
             self.bank.data[row, 0, span] = moments.mean.float()
             self.bank.data[row, 1, span] = moments.var.float()
+            self.displaced[row] = "restored"
 
-    def distances(self, row: int) -> Tensor:
-        """Location-scale distance of a row from the source, `[layers]` float64."""
+    def distances(self, rows: Sequence[int]) -> Tensor:
+        """Location-scale distance of rows from the source, `[rows, layers]` float64."""
         with torch.inference_mode(False), torch.no_grad():
-            state = self.bank.read([row])
+            state = self.bank.read(rows)
             distance = location_scale_distance(state.moments, state.source, self.layout.eps)
-            return self.layout.mean_per_layer(distance)[0]
+            return self.layout.mean_per_layer(distance)
 
     def moments(self, row: int) -> dict[str, Moments]:
         """A copy of a row's statistics, by layer, float64."""

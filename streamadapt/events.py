@@ -173,5 +173,19 @@ class BuffersRebound(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class JournalFailed(Event):
+    """The journal could not be written; it is tried again. The stream goes on without."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class JournalDropped(Event):
+    """Records that the disk did not take in time are not in the journal."""
+
+    records: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Unwrapped(Event):
     """The model is as it was before."""

@@ -55,7 +55,7 @@ class Ledger:
             self._readouts.submit(marker, lambda _: self._complete(facts, outcome, ()))
             return
         now = time.monotonic()
-        self._readouts.submit(verdict, lambda arrived: self._receive(facts, arrived, now))
+        self._readouts.submit(verdict, lambda arrived: self._receive(facts, arrived.tolist(), now))
 
     def forget(self, row: int) -> None:
         """A row has a new owner."""

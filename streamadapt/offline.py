@@ -102,8 +102,8 @@ def _one_pass(model: nn.Module, engine: AdaptationEngine, batches: Iterable[Any]
         with engine.armed(_ONE_ROW, entries=frames.shape[0], observe=True) as step:
             step.coefficients = _batch_statistics(engine, step)
             model(frames)
-        verdict = engine.commit(step, _ONE_ROW)
-        if int(verdict) != frames.shape[0]:
+        committed = engine.commit(step, _ONE_ROW)
+        if int(committed.verdict) != frames.shape[0]:
             raise DataError("A batch has frames whose layer inputs are not finite. Leave them out.")
     if not seen:
         raise DataError("`batches` holds no frames.")

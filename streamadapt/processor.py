@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from types import TracebackType
@@ -18,6 +19,7 @@ from streamadapt.drift import Drift
 from streamadapt.errors import ConfigurationError
 from streamadapt.estimators import EMA, Estimator
 from streamadapt.estimators.base import Timing
+from streamadapt.journal import Journal
 from streamadapt.moments import Moments
 from streamadapt.outbox import EventHandler
 from streamadapt.runtime import Mode, Runtime
@@ -56,6 +58,9 @@ class StreamProcessor:
         shadow_every: batches from one candidate pass to the next.
         max_snapshots: how many snapshots are kept; the oldest goes first.
         alignment: align the features in front of the classifier head too; see `Coral`.
+        journal: a folder, or a `Journal`, to put down what every batch showed and did (no images),
+            for `streamadapt replay --journal`. What the disk does not take is dropped and told,
+            never waited for.
         clock: seconds; the camera time of frames without `pts_seconds`.
 
     Raises:
@@ -90,6 +95,7 @@ class StreamProcessor:
         shadow_every: int = 10,
         max_snapshots: int = 16,
         alignment: Coral | None = None,
+        journal: str | os.PathLike[str] | Journal | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         estimator = EMA() if estimator is None else estimator
@@ -109,6 +115,8 @@ class StreamProcessor:
                 f'{type(estimator).__name__} is a synchronous method: give timing="synchronous". '
                 "One batch late it would be something else."
             )
+        if isinstance(journal, str | os.PathLike):
+            journal = Journal(os.fspath(journal))
         inventory = take_inventory(model, layers=layers)
         inventory.require_adaptable()
         for layer in inventory.layers:
@@ -125,6 +133,7 @@ class StreamProcessor:
             max_snapshots=max_snapshots,
             on_event=on_event,
             alignment=alignment,
+            journal=journal,
         )
         self._stepper = Stepper(self._runtime, shadow_every=shadow_every, clock=clock)
 
@@ -282,11 +291,13 @@ class StreamProcessor:
             runtime.post(ev.ModeChanged(step=runtime.steps, mode=mode))
 
     def flush(self) -> None:
-        """Wait for the device and deliver the events that are still on their way."""
+        """Wait for the device and the journal; deliver the events that are still on their way."""
         runtime = self._runtime
         with runtime.step_lock.change():
             with runtime.state_lock:
                 runtime.readouts.flush()
+            if runtime.recorder is not None:
+                runtime.recorder.flush()
             runtime.outbox.deliver()
 
     def unwrap(self) -> nn.Module:
@@ -300,6 +311,9 @@ class StreamProcessor:
                     runtime.engine.close()
                     runtime.closed = True
                 runtime.post(ev.Unwrapped(step=runtime.steps))
+                if runtime.recorder is not None:
+                    runtime.recorder.close(runtime.steps)
+                    runtime.outbox.deliver()
         return runtime.model
 
     def __enter__(self) -> StreamProcessor:
@@ -351,7 +365,7 @@ class StreamProcessor:
         runtime = self._runtime
         with runtime.state_lock:
             runtime.require_open()
-            values = runtime.engine.distances(runtime.row(stream)).tolist()
+            values = runtime.engine.distances([runtime.row(stream)])[0].tolist()
             shown = runtime.streams.resolve(stream) if runtime.streams.streams else DEFAULT_STREAM
         names = [layer.name for layer in runtime.engine.layers]
         return Drift(shown, dict(zip(names, values, strict=True)), sum(values) / len(values))

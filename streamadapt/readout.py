@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-Receiver = Callable[[list[float]], None]
+Receiver = Callable[[Tensor], None]
 _BACKLOG = 64  # steps that may be in flight on the device before the oldest is waited for
 
 
@@ -21,10 +21,10 @@ class Readouts:
         self._pending: deque[tuple[Any, Tensor, Receiver]] = deque()
 
     def submit(self, values: Tensor, receiver: Receiver) -> None:
-        """Deliver `values` (1-D) to `receiver` in order of submission."""
+        """Deliver `values`, on the host, to `receiver`, in order of submission."""
         if values.device.type != "cuda":
             self.flush()
-            receiver(values.tolist())
+            receiver(values)
             return
         host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
         host.copy_(values, non_blocking=True)
@@ -39,14 +39,14 @@ class Readouts:
         """Deliver whatever has arrived; never waits."""
         while self._pending and self._pending[0][0].query():
             _, host, receiver = self._pending.popleft()
-            receiver(host.tolist())
+            receiver(host)
 
     def flush(self) -> None:
         """Wait for everything and deliver it."""
         while self._pending:
             copied, host, receiver = self._pending.popleft()
             copied.synchronize()
-            receiver(host.tolist())
+            receiver(host)
 
 
 class Stopwatch:

@@ -22,6 +22,7 @@ from streamadapt.events import (
     StreamAdmitted,
     StreamDropped,
 )
+from streamadapt.journal import Journal, Recorder
 from streamadapt.ledger import Ledger
 from streamadapt.outbox import EventHandler, Outbox
 from streamadapt.readout import Readouts
@@ -55,6 +56,7 @@ class Runtime:
         max_snapshots: int,
         on_event: EventHandler | None,
         alignment: Coral | None = None,
+        journal: Journal | None = None,
     ) -> None:
         self.model = model
         self.inventory = inventory
@@ -76,6 +78,18 @@ class Runtime:
         self.outbox = Outbox(on_event)
         self.readouts = Readouts()
         self.ledger = Ledger(self.outbox, self.readouts)
+        self.recorder = (
+            None
+            if journal is None
+            else Recorder(
+                journal,
+                engine=self.engine,
+                readouts=self.readouts,
+                outbox=self.outbox,
+                timing=timing,
+                mode=lambda: self.mode,
+            )
+        )
         self.step_lock = StepLock()
         self.state_lock = threading.RLock()
         self.frozen = False

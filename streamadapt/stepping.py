@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from streamadapt.batch import batch_size, camera_time, frames_by_stream, stream_ids
-from streamadapt.engine import StepRows
+from streamadapt.engine import Committed, StepRows
 from streamadapt.errors import one_line
 from streamadapt.events import (
     ForwardFailed,
@@ -22,6 +22,7 @@ from streamadapt.events import (
     ShadowFailed,
     UpdateFailed,
 )
+from streamadapt.journal import RecordedStep
 from streamadapt.ledger import StepFacts
 from streamadapt.readout import Stopwatch
 from streamadapt.runtime import Runtime
@@ -93,10 +94,14 @@ class Stepper:
                 raise
             runtime.announce(admission)
             runtime.newest_pts.update(newest)
-            outcome, verdict = self._outcome(step, where)
+            outcome, committed = self._outcome(step, where)
             watch.mark()
             frames = frames_by_stream(admission, entries)
             with runtime.state_lock:
+                if runtime.recorder is not None:
+                    facts = RecordedStep(runtime.steps, frames, where, newest, outcome)
+                    runtime.recorder.record(facts, committed, output)
+                verdict = None if committed is None else committed.verdict
                 runtime.ledger.settle(
                     StepFacts(runtime.steps, frames, admission.rows, watch), outcome, verdict
                 )
@@ -145,8 +150,8 @@ class Stepper:
             return None
         runtime.ledger.trouble.pop("shadow", None)
 
-        def receive(values: list[float]) -> None:
-            agreement, relative = values
+        def receive(values: Tensor) -> None:
+            agreement, relative = values.tolist()
             runtime.outbox.post(
                 ShadowCompared(
                     step=number,
@@ -160,7 +165,7 @@ class Stepper:
             runtime.readouts.submit(compared, receive)
         return step
 
-    def _outcome(self, step: Step | None, where: StepRows) -> tuple[Outcome, Tensor | None]:
+    def _outcome(self, step: Step | None, where: StepRows) -> tuple[Outcome, Committed | None]:
         """Commit what there is to commit, and say what came of it."""
         runtime = self._runtime
         if not where.rows:
@@ -176,14 +181,14 @@ class Stepper:
         trouble.pop("unobserved", None)
         try:
             with runtime.state_lock:
-                verdict = runtime.engine.commit(step, where)
+                committed = runtime.engine.commit(step, where)
         except Exception as error:
             log.exception("the update failed; the statistics are unchanged")
             trouble["update"] = f"the update failed: {one_line(error)}"
             runtime.outbox.post(UpdateFailed(step=runtime.steps, error=one_line(error)))
             return "failed", None
         trouble.pop("update", None)
-        return "updated", verdict
+        return "updated", committed
 
     def _note_unobserved(self, step: Step) -> None:
         missing = step.unobserved

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from streamadapt.cli import replay_journal
 from streamadapt.cli.progress import ProgressBar
 from streamadapt.cli.replay_table import format_table as format_table
 from streamadapt.errors import ConfigurationError, DataError
@@ -62,6 +63,27 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--fresh", action="store_true", help="forget what the run directory keeps")
     parser.add_argument("--json", metavar="FILE", help="write the result here too; `-` is stdout")
     parser.add_argument("--html", metavar="FILE", type=Path, help="write the report here too")
+    journal = parser.add_argument_group(
+        "journal", "instead of a scenario: what another setting would have done, without the model"
+    )
+    journal.add_argument(
+        "--journal", metavar="PATH", type=Path, help="folder that a processor kept its journal in"
+    )
+    journal.add_argument(
+        "--estimator",
+        metavar=("NAME", "KEY=VALUE"),
+        nargs="+",
+        help="as in `--estimator EMA half_life_frames=500`; default: the recorded one",
+    )
+    journal.add_argument(
+        "--threshold", metavar="X", type=float, help="an alarm each time the signal rises above it"
+    )
+    journal.add_argument(
+        "--signal",
+        choices=("distance", "entropy", "confidence", "diversity"),
+        default="distance",
+        help="what the threshold is for; default: %(default)s",
+    )
     parser.set_defaults(handler=main)
 
 
@@ -75,8 +97,15 @@ def main(args: argparse.Namespace) -> int:
     # Imported here, so that the other subcommands start without it.
     from streamadapt.replay.one_thread import keep_freed_memory
 
+    if args.journal is not None:
+        return replay_journal.main(args)
     if args.scenario is None:
-        raise ConfigurationError("Nothing to replay. Give a scenario: streamadapt replay FILE.toml")
+        raise ConfigurationError(
+            "Nothing to replay. Give a scenario, streamadapt replay FILE.toml, or a journal, "
+            "streamadapt replay --journal FOLDER."
+        )
+    if args.estimator or args.threshold is not None:
+        raise ConfigurationError("`--estimator` and `--threshold` are for `--journal`.")
     if args.seeds is not None and len(args.seeds) > 1 and (args.json or args.html):
         raise ConfigurationError(
             "`--json` and `--html` are for one seed. With several each has a run directory of its "

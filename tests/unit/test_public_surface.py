@@ -33,6 +33,7 @@ LAYERS = (
         "batch",
         "describe",
         "engine",
+        "journal",
         "ledger",
         "outbox",
         "readout",
