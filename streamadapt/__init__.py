@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from streamadapt import alignment, drift, errors, estimators, events
+from streamadapt import alignment, drift, errors, estimators, events, journal
 from streamadapt.moments import Moments
 from streamadapt.offline import adabn
 from streamadapt.processor import StreamProcessor
@@ -23,6 +23,7 @@ __all__ = [
     "estimators",
     "events",
     "instrumentation",
+    "journal",
     "replay",
     "testing",
 ]

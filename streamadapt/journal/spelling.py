@@ -24,7 +24,7 @@ def estimator_from_repr(text: str) -> Estimator:
             raise ValueError("not a call with keywords")
         values = {one.arg: ast.literal_eval(one.value) for one in call.keywords if one.arg}
         made = estimator_of(call.func.id, values)
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, ConfigurationError) as error:
         raise ConfigurationError(
             f"The journal was kept with the estimator {text}, which is not one of this package's. "
             "Give `estimator` to replay it."

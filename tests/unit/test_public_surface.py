@@ -81,6 +81,7 @@ def test_the_surface_is_what_the_documentation_promises() -> None:
         "estimators",
         "events",
         "instrumentation",
+        "journal",
         "replay",
         "testing",
     ]
