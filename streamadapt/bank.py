@@ -337,6 +337,11 @@ class StatisticsBank(Tallied):
             self._growth_of = (positions, growth)
         return self._growth_of[1]
 
+    def select(self, rows: Sequence[int]) -> RowState:
+        """Rows as they are, without the companion's; they may share the bank's memory."""
+        index = self._index(rows)
+        return RowState(self.data[index], self.tallies[index], self.columns)
+
     def capture(self, rows: Sequence[int]) -> RowState:
         """A compact copy of rows; never a view of the bank."""
         index = torch.as_tensor(list(rows), device=self.device)

@@ -283,12 +283,12 @@ class AdaptationEngine:
             self.bank.data[row, 1, span] = moments.var.float()
             self.displaced[row] = "restored"
 
-    def distances(self, rows: Sequence[int]) -> Tensor:
-        """Location-scale distance of rows from the source, `[rows, layers]` float64."""
+    def distances(self, row: int) -> Tensor:
+        """Location-scale distance of a row from the source, `[layers]` float64."""
         with torch.inference_mode(False), torch.no_grad():
-            state = self.bank.read(rows)
+            state = self.bank.read([row])
             distance = location_scale_distance(state.moments, state.source, self.layout.eps)
-            return self.layout.mean_per_layer(distance)
+            return self.layout.mean_per_layer(distance)[0]
 
     def moments(self, row: int) -> dict[str, Moments]:
         """A copy of a row's statistics, by layer, float64."""

@@ -365,7 +365,7 @@ class StreamProcessor:
         runtime = self._runtime
         with runtime.state_lock:
             runtime.require_open()
-            values = runtime.engine.distances([runtime.row(stream)])[0].tolist()
+            values = runtime.engine.distances(runtime.row(stream)).tolist()
             shown = runtime.streams.resolve(stream) if runtime.streams.streams else DEFAULT_STREAM
         names = [layer.name for layer in runtime.engine.layers]
         return Drift(shown, dict(zip(names, values, strict=True)), sum(values) / len(values))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -16,6 +17,8 @@ from streamadapt.journal.settings import Journal
 from streamadapt.journal.writer import FileWriter
 
 _SYNC_SECONDS = 5.0
+log = logging.getLogger("streamadapt")
+MakePayload = Callable[[], Payload]
 
 
 class BackgroundWriter:
@@ -35,7 +38,7 @@ class BackgroundWriter:
             folder, max_file_bytes=journal.max_file_bytes, max_files=journal.max_files
         )
         self._capacity = journal.queue_records
-        self._queue: deque[tuple[Header, Payload]] = deque()
+        self._queue: deque[tuple[Header, MakePayload]] = deque()
         self._changed = threading.Condition()
         self._busy = False
         self._closing = False
@@ -44,13 +47,13 @@ class BackgroundWriter:
         self._thread = threading.Thread(target=self._run, name="streamadapt-journal", daemon=True)
         self._thread.start()
 
-    def put(self, header: Header, payload: Payload) -> None:
-        """Hand a record over; drops it when too many wait. Never blocks on the disk."""
+    def put(self, header: Header, make: MakePayload) -> None:
+        """Hand a record over, to be made here; drops it when too many wait. Never blocks."""
         with self._changed:
             if len(self._queue) >= self._capacity:
                 self._dropped += 1
                 return
-            self._queue.append((header, payload))
+            self._queue.append((header, make))
             self._changed.notify_all()
 
     def troubles(self) -> tuple[str | None, int]:
@@ -91,12 +94,13 @@ class BackgroundWriter:
                 synced = time.monotonic()
         self._guarded(self._writer.end_file)
 
-    def _write(self, header: Header, payload: Payload) -> None:
+    def _write(self, header: Header, make: MakePayload) -> None:
         if self._writer.resting:
             lost = True
         else:
-            record = encode_record(payload, header)
-            lost = not self._guarded(lambda: self._writer.append(header, record))
+            lost = not self._guarded(
+                lambda: self._writer.append(header, encode_record(make(), header))
+            )
         if lost:
             with self._changed:
                 self._dropped += 1
@@ -104,7 +108,9 @@ class BackgroundWriter:
     def _guarded(self, act: Callable[[], None]) -> bool:
         try:
             act()
-        except OSError as error:
+        except Exception as error:  # the thread has to outlive whatever it is given
+            if not isinstance(error, OSError):
+                log.exception("a record of the journal could not be made")
             with self._changed:
                 self._failures.append(one_line(error))
             return False

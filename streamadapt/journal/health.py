@@ -1,11 +1,15 @@
-"""How sure and how varied a model's answers are, without labels."""
+"""How a stream does without labels: its answers, and its distance from the source."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from streamadapt.journal.format import Header
 
 
 def output_health(output: Any, entries: Tensor | None, rows: int) -> Tensor | None:
@@ -42,3 +46,26 @@ def output_health(output: Any, entries: Tensor | None, rows: int) -> Tensor | No
 def _entropy(p: Tensor) -> Tensor:
     entropy: Tensor = torch.special.entr(p).sum(dim=1)
     return entropy
+
+
+def distances_by_layer(states: NDArray[np.float32], header: Header) -> NDArray[np.float32]:
+    """Location-scale distance of states from the source, mean over each layer's channels.
+
+    Args:
+        states: `[rows, 2, C]`, mean and variance.
+        header: has source and layers.
+
+    Returns:
+        float32 `[rows, layers]`.
+
+    Reference:
+        `streamadapt.drift.location_scale_distance`, which does the same on tensors.
+    """
+    eps = header.eps().astype(np.float32)
+    source, var = header.source[1] + eps, states[:, 1] + eps
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        shift = (states[:, 0] - header.source[0]) ** 2 / np.sqrt(var * source)
+        each = shift + 0.5 * np.log(var / source) ** 2
+    widths = np.array([layer.channels for layer in header.layers])
+    mean: NDArray[np.float32] = np.add.reduceat(each, header.starts(), axis=1) / widths
+    return mean.astype(np.float32)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from streamadapt.engine import AdaptationEngine, Committed, StepRows
@@ -24,7 +25,7 @@ from streamadapt.events import (
 )
 from streamadapt.journal.background import BackgroundWriter
 from streamadapt.journal.format import Header, Layer
-from streamadapt.journal.health import output_health
+from streamadapt.journal.health import distances_by_layer, output_health
 from streamadapt.journal.record import Payload
 from streamadapt.journal.settings import Journal
 from streamadapt.outbox import Outbox
@@ -103,22 +104,13 @@ class Recorder:
             wide, narrow = [], []
             if committed is not None:
                 index = self._channels(engine.device)
-                wide += [committed.verdict, committed.positions]
+                rows = engine.bank.select(where.rows)
+                wide += [committed.verdict, committed.positions, rows.tallies]
                 narrow += [
                     committed.moments.mean.index_select(1, index),
                     committed.moments.var.index_select(1, index),
-                    engine.distances(where.rows),
+                    rows.data.index_select(2, index),
                 ]
-            if stated:
-                rows = upload(
-                    torch.tensor([where.rows[one] for one in stated], dtype=torch.long),
-                    engine.device,
-                )
-                bank = engine.bank
-                wide.append(bank.tallies.index_select(0, rows))
-                narrow.append(
-                    bank.data.index_select(0, rows).index_select(2, self._channels(engine.device))
-                )
             health = self._health(output, where)
             if health is not None:
                 narrow.append(health)
@@ -132,11 +124,14 @@ class Recorder:
         shape = _Shape(
             header,
             rows=len(where.rows),
-            stated=len(stated),
+            stated=stated,
             committed=committed is not None,
             health=health is not None,
         )
-        self._readouts.submit(together, lambda host: self._arrived(header, meta, shape, host))
+        self._readouts.submit(
+            together,
+            lambda host: self._writer.put(header, lambda: shape.payload(meta, host.numpy())),
+        )
         self._tell_troubles(facts.step)
 
     def flush(self) -> None:
@@ -149,7 +144,7 @@ class Recorder:
         if self._events and self._header is not None:
             empty = RecordedStep(step, {}, StepRows((), None, ()), {}, "empty")
             meta = {**self._meta(empty, [], []), "outcome": None}
-            self._writer.put(self._header, Payload(meta))
+            self._writer.put(self._header, lambda: Payload(meta))
         self._writer.close()
         self._tell_troubles(step)
 
@@ -193,9 +188,6 @@ class Recorder:
                 since = 0
             self._since_state[row] = since
         return stated, origins
-
-    def _arrived(self, header: Header, meta: dict[str, Any], shape: _Shape, host: Tensor) -> None:
-        self._writer.put(header, shape.payload(meta, host.numpy()))
 
     def _health(self, output: Any, where: StepRows) -> Tensor | None:
         if not where.rows:
@@ -259,39 +251,54 @@ class Recorder:
 
 @dataclass(frozen=True, eq=False)
 class _Shape:
-    """How what comes from the device in one piece is taken apart."""
+    """How what comes from the device in one piece is taken apart, by the writer's thread."""
 
     header: Header
     rows: int
-    stated: int
+    stated: list[int]
     committed: bool
     health: bool
 
-    def payload(self, meta: dict[str, Any], flat: np.ndarray) -> Payload:
-        layers, channels = len(self.header.layers), self.header.channels
-        rows, stated = self.rows, self.stated
-        width = 2 + layers + len(self.header.scalars)
-        offset = 0
+    def payload(self, meta: dict[str, Any], flat: NDArray[np.float32]) -> Payload:
+        header, rows = self.header, self.rows
+        layers, channels = len(header.layers), header.channels
+        pieces = _Pieces(flat)
+        if not self.committed:
+            return Payload(meta, health=pieces.narrow(rows, 3) if self.health else None)
+        verdict = pieces.wide(rows)
+        positions = pieces.wide(layers)
+        tallies = pieces.wide(rows, 2 + layers + len(header.scalars))
+        moments = pieces.narrow(2, rows, channels).swapaxes(0, 1)
+        states = pieces.narrow(rows, header.fields, channels)
+        meta = {**meta, "committed": [int(value) for value in verdict]}
+        if not (verdict > 0).any():
+            meta["outcome"] = "rejected"
+        return Payload(
+            meta,
+            positions,
+            moments,
+            distances_by_layer(states[:, :2], header),
+            pieces.narrow(rows, 3) if self.health else None,
+            states[self.stated] if self.stated else None,
+            tallies[self.stated] if self.stated else None,
+        )
 
-        def take(*shape: int, dtype: type = np.float32) -> np.ndarray:
-            nonlocal offset
-            count = int(np.prod(shape)) * (2 if dtype is np.float64 else 1)
-            part = flat[offset : offset + count]
-            offset += count
-            return (part.view(np.float64) if dtype is np.float64 else part).reshape(shape)
 
-        verdict = take(rows, dtype=np.float64) if self.committed else None
-        positions = take(layers, dtype=np.float64) if self.committed else None
-        tallies = take(stated, width, dtype=np.float64) if stated else None
-        moments = take(2, rows, channels).swapaxes(0, 1) if self.committed else None
-        distances = take(rows, layers) if self.committed else None
-        states = take(stated, self.header.fields, channels) if stated else None
-        health = take(rows, 3) if self.health else None
-        if verdict is not None:
-            meta = {**meta, "committed": [int(value) for value in verdict]}
-            if not any(value > 0 for value in verdict):
-                meta["outcome"] = "rejected"
-        return Payload(meta, positions, moments, distances, health, states, tallies)
+class _Pieces:
+    """Takes arrays off the front of one."""
+
+    def __init__(self, flat: NDArray[np.float32]) -> None:
+        self._flat = flat
+
+    def narrow(self, *shape: int) -> NDArray[np.float32]:
+        """The next fp32 values."""
+        count = int(np.prod(shape))
+        part, self._flat = self._flat[:count], self._flat[count:]
+        return part.reshape(shape)
+
+    def wide(self, *shape: int) -> NDArray[np.float64]:
+        """The next float64 values, two places each."""
+        return self.narrow(*shape[:-1], 2 * shape[-1]).view(np.float64)
 
 
 def _plain(value: Any) -> Any:

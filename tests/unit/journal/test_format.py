@@ -9,11 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from streamadapt.drift import location_scale_distance
 from streamadapt.errors import ConfigurationError, DataError
 from streamadapt.journal import Header, Journal, JournalReader, Payload
 from streamadapt.journal.format import Layer, decode_header, encode_header, header_bytes
+from streamadapt.journal.health import distances_by_layer
 from streamadapt.journal.record import decode_payload, encode_record, whole_records
+from streamadapt.moments import Moments
 
 RNG = np.random.default_rng(0)
 
@@ -189,3 +193,14 @@ def test_header_survives_and_a_short_one_is_told() -> None:
 def test_settings_out_of_range_are_refused(wrong: dict[str, object], tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=next(iter(wrong))):
         Journal(tmp_path, **wrong)  # type: ignore[arg-type]
+
+
+def test_distances_are_those_of_the_drift_module() -> None:
+    head = header()
+    states = np.stack([RNG.normal(size=(3, 5)), RNG.random((3, 5)) * 4], axis=1).astype(np.float32)
+    eps = torch.from_numpy(head.eps())
+    a = Moments(torch.zeros(5), *torch.from_numpy(states.astype(np.float64)).unbind(1))
+    b = Moments(torch.zeros(5), *torch.from_numpy(head.source.astype(np.float64)).unbind(0))
+    each = location_scale_distance(a, b, eps)
+    wanted = torch.stack([each[:, :3].mean(1), each[:, 3:].mean(1)], dim=1)
+    np.testing.assert_allclose(distances_by_layer(states, head), wanted.numpy(), rtol=1e-4)
