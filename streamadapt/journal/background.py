@@ -17,6 +17,7 @@ from streamadapt.journal.settings import Journal
 from streamadapt.journal.writer import FileWriter
 
 _SYNC_SECONDS = 5.0
+_COLLECT_SECONDS = 0.2
 log = logging.getLogger("streamadapt")
 MakePayload = Callable[[], Payload]
 
@@ -41,6 +42,8 @@ class BackgroundWriter:
         self._queue: deque[tuple[Header, MakePayload]] = deque()
         self._changed = threading.Condition()
         self._busy = False
+        self._draining = False
+        self._urgent = False
         self._closing = False
         self._dropped = 0
         self._failures: deque[str] = deque(maxlen=1)
@@ -54,7 +57,8 @@ class BackgroundWriter:
                 self._dropped += 1
                 return
             self._queue.append((header, make))
-            self._changed.notify_all()
+            if len(self._queue) > self._capacity // 2:  # waking it each time costs the step more
+                self._changed.notify_all()
 
     def troubles(self) -> tuple[str | None, int]:
         """The latest failure and the number of records dropped, since this was last asked."""
@@ -66,7 +70,10 @@ class BackgroundWriter:
     def flush(self, timeout_seconds: float = 10.0) -> None:
         """Wait until everything handed over is in the file, or dropped; at most that long."""
         with self._changed:
+            self._urgent = True
+            self._changed.notify_all()
             self._changed.wait_for(lambda: not self._queue and not self._busy, timeout_seconds)
+            self._urgent = False
 
     def close(self) -> None:
         """Write what waits, end the file, and let the folder go."""
@@ -82,7 +89,10 @@ class BackgroundWriter:
             with self._changed:
                 self._busy = False
                 self._changed.notify_all()
-                self._changed.wait_for(lambda: self._queue or self._closing, _SYNC_SECONDS)
+                if not self._queue or not self._draining:
+                    self._draining = False
+                    self._changed.wait_for(self._pressing, _COLLECT_SECONDS)
+                    self._draining = bool(self._queue)
                 item = self._queue.popleft() if self._queue else None
                 if item is None and self._closing:
                     break
@@ -93,6 +103,9 @@ class BackgroundWriter:
                 self._guarded(self._writer.sync)
                 synced = time.monotonic()
         self._guarded(self._writer.end_file)
+
+    def _pressing(self) -> bool:
+        return self._closing or self._urgent or len(self._queue) > self._capacity // 2
 
     def _write(self, header: Header, make: MakePayload) -> None:
         if self._writer.resting:
