@@ -53,6 +53,7 @@ lint: $(DEV_STAMP)
 bench: $(DEV_STAMP)
 	$(VENV)/bin/python -m benchmarks.demo
 	$(VENV)/bin/python -m benchmarks.continual
+	$(VENV)/bin/python -m benchmarks.journal
 	$(VENV)/bin/python -m benchmarks.overhead
 	$(VENV)/bin/python -m benchmarks.soak
 	$(VENV)/bin/python -m benchmarks.adaptation --severity 3

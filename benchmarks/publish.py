@@ -17,7 +17,13 @@ from benchmarks.lab import tables
 from benchmarks.record import RESULTS
 
 ROOT = RESULTS.parent.parent
-DOCUMENTS = ("README.md", "docs/design.md", "docs/results.md", "docs/when-adaptation-hurts.md")
+DOCUMENTS = (
+    "README.md",
+    "docs/design.md",
+    "docs/journal.md",
+    "docs/results.md",
+    "docs/when-adaptation-hurts.md",
+)
 _LAYOUTS = ("NCHW", "NHWC")
 
 
@@ -97,8 +103,27 @@ def severities() -> str:
     return _table(header, body)
 
 
+def journal() -> str:
+    """What a journal costs, and how fast it is replayed."""
+    rows = _load("journal.json")["results"]["rows"]
+    lines = [
+        "| model, batch, precision | step over one without a journal | KiB a batch "
+        "| batches replayed in the time of one forward | with another estimator |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        speed = row["speed"]
+        lines.append(
+            f"| {row['model']}, {row['batch']}, {row['precision']} "
+            f"| {row['overhead']['median']:.3f} | {row['bytes_per_record'] / 1024:.0f} "
+            f"| {speed['as recorded']:,.0f} | {speed['Welford']:,.0f} |"
+        )
+    return "\n".join(lines)
+
+
 SECTIONS = {
     "overhead": overhead,
+    "journal": journal,
     "adaptation": adaptation,
     "severities": severities,
     **tables.SECTIONS,

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from streamadapt.bank import RowState, StatisticsBank
@@ -239,6 +240,7 @@ class _Run:
         self._weights = torch.zeros(self._layout.padded_channels)  # of a mean of layers' means
         for one in self._layout.layers:
             self._weights[one.span] = 1.0 / (one.channels * len(self._layout.layers))
+        self._count: tuple[Tensor, Tensor, Tensor] | None = None
         self._owner: dict[int, str] = {}
         self._known: set[int] = set()
         self._next: int | None = None
@@ -293,8 +295,7 @@ class _Run:
             wide[:, :, self._channels] = narrow
         # Refused steps are negative: their frames were there, their moments did not do.
         frames = torch.tensor(meta["committed"], dtype=torch.float64).clamp(min=0).unsqueeze(1)
-        per_frame = torch.from_numpy(positions.copy())
-        count = layout.per_channel(per_frame.unsqueeze(0) * frames)
+        per_frame, count = self._counted(positions, frames)
         elapsed = torch.tensor(meta["elapsed_seconds"], dtype=torch.float64).unsqueeze(1)
         new = self.estimator.update(
             bank.read(rows),
@@ -303,6 +304,17 @@ class _Run:
         bank.commit(
             rows, new, frames=frames, positions=per_frame, unobserved=bool((per_frame == 0).any())
         )
+
+    def _counted(self, positions: NDArray[np.float64], frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions of one frame by layer, and of all by channel; the same as last, mostly."""
+        if self._count is None or not (
+            np.array_equal(self._count[0].numpy(), positions)
+            and torch.equal(self._count[1], frames)
+        ):
+            per_frame = torch.from_numpy(positions.copy())
+            count = self._layout.per_channel(per_frame.unsqueeze(0) * frames)
+            self._count = (per_frame, frames, count)
+        return self._count[0], self._count[2]
 
     def _meet(self, row: int, at: int, payload: Payload, origin: str) -> None:
         """Compare a row with the state that was recorded, or begin from that."""
