@@ -1,0 +1,108 @@
+"""What an experiment claims, and whether a 95 % interval bears it out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from benchmarks.paper.worlds import World, worlds
+from benchmarks.record import RESULTS, environment
+from streamadapt.replay.bootstrap import Interval
+
+Verdict = Literal["confirmed", "refuted", "undecided"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A difference that should lie on one side of zero.
+
+    Attributes:
+        text: what is claimed.
+        interval: of the difference, in the units of the experiment.
+        below: whether the claim is that it is below zero, or above.
+    """
+
+    text: str
+    interval: Interval
+    below: bool = True
+
+    @property
+    def verdict(self) -> Verdict:
+        """`confirmed` or `refuted` where the whole interval lies on one side of zero."""
+        low, high = self.interval.low, self.interval.high
+        if high < 0:
+            return "confirmed" if self.below else "refuted"
+        if low > 0:
+            return "refuted" if self.below else "confirmed"
+        return "undecided"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"text": self.text, **asdict(self.interval), "verdict": self.verdict}
+
+    def __str__(self) -> str:
+        one = self.interval
+        return (
+            f"{self.verdict}: {self.text} "
+            f"({one.estimate:+.4f}, 95 %: {one.low:+.4f} to {one.high:+.4f})"
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an experiment found in one world.
+
+    Attributes:
+        table: as it is printed.
+        results: plain values.
+        claims: what follows.
+    """
+
+    table: str
+    results: dict[str, Any]
+    claims: Sequence[Claim]
+
+
+Experiment = Callable[[World, bool], Outcome]
+
+
+def run(name: str, description: str, experiment: Experiment, *, default: Sequence[str]) -> int:
+    """A command: run an experiment in the worlds asked for, print, and keep the results.
+
+    Args:
+        name: of the result, `benchmarks/results/paper-NAME.json`.
+        description: for `--help`.
+        experiment: takes a world and whether to be quick.
+        default: worlds to run when none is named.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--world", action="append", choices=sorted(worlds()), help="default: all")
+    parser.add_argument("--quick", action="store_true", help="few images; writes no result")
+    parser.add_argument("--output", type=Path, default=RESULTS / f"paper-{name}.json")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    found: dict[str, Any] = {}
+    if arguments.output.exists():
+        found = json.loads(arguments.output.read_text())["worlds"]
+    for key in arguments.world or default:
+        world = worlds(quick=arguments.quick)[key]
+        outcome = experiment(world, arguments.quick)
+        print(f"{world.title}\n\n{outcome.table}\n")
+        print("\n".join(str(claim) for claim in outcome.claims), end="\n\n", flush=True)
+        found[key] = {
+            "title": world.title,
+            "environment": environment(),
+            "results": outcome.results,
+            "claims": [claim.to_dict() for claim in outcome.claims],
+        }
+        if not arguments.quick:
+            content = {"schema_version": 1, "benchmark": f"paper-{name}", "worlds": found}
+            text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False)
+            arguments.output.write_text(text + "\n", encoding="utf-8")
+    return 0
