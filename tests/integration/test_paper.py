@@ -9,13 +9,17 @@ import pytest
 import torch
 
 import streamadapt as sa
-from benchmarks.paper import how_many_images, which_layers
+from benchmarks.paper import how_many_images, systems, which_layers
 from benchmarks.paper.claims import Claim, Outcome
 from benchmarks.paper.worlds import norm_layers, right_answers, worlds
 from streamadapt.replay.bootstrap import Interval
 
 
-@pytest.mark.parametrize("experiment", [how_many_images.experiment, which_layers.experiment])
+@pytest.mark.parametrize(
+    "experiment",
+    [how_many_images.experiment, which_layers.experiment, systems.experiment],
+    ids=["how many images", "which layers", "systems"],
+)
 def test_an_experiment_runs_and_its_results_are_strict_json(experiment: object) -> None:
     outcome = experiment(worlds(quick=True)["digits"], True)  # type: ignore[operator]
     assert isinstance(outcome, Outcome)
@@ -34,6 +38,29 @@ def test_a_prior_lies_between_source_and_target() -> None:
             mixed.running_mean, (before.running_mean + after.running_mean) / 2
         )
         torch.testing.assert_close(mixed.running_var, (before.running_var + after.running_var) / 2)
+
+
+def test_the_coral_loss_is_its_formula() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(30, 5)), rng.normal(size=(20, 5)) * 2
+    difference = np.cov(a, rowvar=False) - np.cov(b, rowvar=False)
+    expected = (difference**2).sum() / (4 * 5**2)
+    found = systems.coral_loss(torch.from_numpy(a), torch.from_numpy(b))
+    assert float(found) == pytest.approx(expected)
+
+
+def test_fine_tuning_leaves_the_source_and_the_statistics_alone() -> None:
+    world = worlds(quick=True)["digits"]
+    source, images = world.model(), world.images("none", "tune")
+    before = {name: value.clone() for name, value in source.state_dict().items()}
+    labels = torch.from_numpy(world.labels("tune"))
+    tuned = systems.fine_tuned(
+        source, images, labels, world.images("fog", "tune"), weight=1.0, steps=2
+    )
+    assert all(torch.equal(value, before[name]) for name, value in source.state_dict().items())
+    after = tuned.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before if "running" in name)
+    assert any(not torch.equal(after[name], before[name]) for name in before)
 
 
 def test_groups_hold_every_layer_once_in_order() -> None:
