@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streamadapt.cli import replay_journal
+from streamadapt.cli.output import write
 from streamadapt.cli.progress import ProgressBar
 from streamadapt.cli.replay_table import format_table as format_table
 from streamadapt.errors import ConfigurationError, DataError
@@ -172,9 +173,9 @@ def _run_one(scenario: Scenario, path: Path, args: argparse.Namespace) -> Replay
     page = render_report([result])
     write_text(path / REPORT_FILE, page)
     if args.html is not None:
-        _write(args.html, page)
+        write(args.html, page)
     if args.json not in (None, "-"):
-        _write(Path(args.json), result.to_json())
+        write(Path(args.json), result.to_json())
     print(f"result: {path / RESULT_FILE}\nreport: {path / REPORT_FILE}", file=sys.stderr)
     return result
 
@@ -208,12 +209,3 @@ def _seeds(text: str) -> list[int]:
     if not out or len(set(out)) < len(out):
         raise argparse.ArgumentTypeError(f"seeds are written 0-4 or 0,1,2, got {text!r}")
     return out
-
-
-def _write(path: Path, text: str) -> None:
-    # In place, unlike what is in the run directory: it may be a pipe.
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror}).") from error
-    print(f"wrote {path}", file=sys.stderr)

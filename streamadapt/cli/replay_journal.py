@@ -9,10 +9,10 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from math import isfinite
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamadapt.errors import ConfigurationError, DataError
+from streamadapt.cli.output import write
+from streamadapt.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from streamadapt.journal import JournalReplay, StreamReplay
@@ -39,7 +39,7 @@ def main(args: argparse.Namespace) -> int:
     text = _table(replay, with_alarms=args.threshold is not None)
     print(text, file=sys.stderr if args.json == "-" else sys.stdout)
     if args.json is not None:
-        _write(args.json, json.dumps(_content(replay), allow_nan=False) + "\n")
+        write(args.json, json.dumps(_content(replay), allow_nan=False) + "\n")
     return 0
 
 
@@ -138,13 +138,3 @@ def _number(value: float) -> str:
 
 def _plain(value: float) -> float | None:
     return value if isfinite(value) else None
-
-
-def _write(path: str, text: str) -> None:
-    if path == "-":
-        sys.stdout.write(text)
-        return
-    try:
-        Path(path).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror}).") from error

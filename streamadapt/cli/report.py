@@ -7,7 +7,8 @@ import json
 import sys
 from pathlib import Path
 
-from streamadapt.errors import ConfigurationError, DataError
+from streamadapt.cli.output import write
+from streamadapt.errors import ConfigurationError
 
 _PAGE = Path("report.html")
 
@@ -87,13 +88,13 @@ def main(args: argparse.Namespace) -> int:
         output = _PAGE
     if output is not None:
         page = render_report(results, title=args.title, compare=[tuple(c) for c in args.compare])
-        _write(output, page)
+        write(output, page)
     if args.json is not None:
-        _write(args.json, json.dumps(to_dict(pools), indent=1, ensure_ascii=False) + "\n")
+        write(args.json, json.dumps(to_dict(pools), indent=1, ensure_ascii=False) + "\n")
     if args.csv is not None:
-        _write(args.csv, to_csv(pools))
+        write(args.csv, to_csv(pools))
     if args.picture is not None:
-        _write(args.picture, render_picture(results[0]))
+        write(args.picture, render_picture(results[0]))
     for line in failures:
         print(f"streamadapt: {line}", file=sys.stderr)
     return 1 if failures else 0
@@ -107,14 +108,3 @@ def _expanded(path: Path) -> list[Path]:
         inside = sorted(file.parent for file in path.glob(f"*/{RESULT_FILE}"))
         return inside or [path]
     return [path]
-
-
-def _write(path: str | Path, text: str) -> None:
-    if str(path) == "-":
-        sys.stdout.write(text)
-        return
-    try:
-        Path(path).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror}).") from error
-    print(f"wrote {path}", file=sys.stderr)
