@@ -77,10 +77,12 @@ def augment(frames: Tensor, generator: torch.Generator) -> Tensor:
     return (((frames - mean) * contrast + mean) * brightness).clamp(0, 1)
 
 
-def train(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> DigitsNetwork:
-    """Trains the network on `[N, 8, 8, 3]` uint8 images; gives it in evaluation mode."""
-    torch.manual_seed(SEED)
-    generator = torch.Generator().manual_seed(SEED)
+def train(
+    images: NDArray[np.uint8], labels: NDArray[np.int64], *, seed: int = SEED
+) -> DigitsNetwork:
+    """Trains the network on `[N, H, W, 3]` uint8 images; gives it in evaluation mode."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     frames = torch.from_numpy(upscale(images)).permute(0, 3, 1, 2).float() / 255
     targets = torch.from_numpy(labels)
     network = DigitsNetwork()

@@ -81,28 +81,46 @@ def run(name: str, description: str, experiment: Experiment, *, default: Sequenc
         experiment: takes a world and whether to be quick.
         default: worlds to run when none is named.
     """
-    parser = argparse.ArgumentParser(description=description)
+    parser = command_line(name, description)
     parser.add_argument("--world", action="append", choices=sorted(worlds()), help="default: all")
-    parser.add_argument("--quick", action="store_true", help="few images; writes no result")
-    parser.add_argument("--output", type=Path, default=RESULTS / f"paper-{name}.json")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    found: dict[str, Any] = {}
-    if arguments.output.exists():
-        found = json.loads(arguments.output.read_text())["worlds"]
     for key in arguments.world or default:
         world = worlds(quick=arguments.quick)[key]
         outcome = experiment(world, arguments.quick)
-        print(f"{world.title}\n\n{outcome.table}\n")
-        print("\n".join(str(claim) for claim in outcome.claims), end="\n\n", flush=True)
-        found[key] = {
-            "title": world.title,
-            "environment": environment(),
-            "results": outcome.results,
-            "claims": [claim.to_dict() for claim in outcome.claims],
-        }
-        if not arguments.quick:
-            content = {"schema_version": 1, "benchmark": f"paper-{name}", "worlds": found}
-            text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False)
-            arguments.output.write_text(text + "\n", encoding="utf-8")
+        keep(name, key, world.title, outcome, None if arguments.quick else arguments.output)
     return 0
+
+
+def command_line(name: str, description: str) -> argparse.ArgumentParser:
+    """What every command of an experiment takes; computations have one thread from here on."""
+    torch.set_num_threads(1)
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="few images; writes no result")
+    parser.add_argument("--output", type=Path, default=RESULTS / f"paper-{name}.json")
+    return parser
+
+
+def keep(name: str, key: str, title: str, outcome: Outcome, output: Path | None) -> None:
+    """Print an outcome and put it among those of other worlds.
+
+    Args:
+        name: of the experiment.
+        key: of the world; an earlier outcome under it is replaced.
+        title: for the reader.
+        outcome: what was found.
+        output: a file; None keeps nothing.
+    """
+    print(f"{title}\n\n{outcome.table}\n")
+    print("\n".join(str(claim) for claim in outcome.claims), end="\n\n", flush=True)
+    if output is None:
+        return
+    found = json.loads(output.read_text())["worlds"] if output.exists() else {}
+    found[key] = {
+        "title": title,
+        "environment": environment(),
+        "results": outcome.results,
+        "claims": [claim.to_dict() for claim in outcome.claims],
+    }
+    content = {"schema_version": 1, "benchmark": f"paper-{name}", "worlds": found}
+    text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False)
+    output.write_text(text + "\n", encoding="utf-8")
