@@ -34,16 +34,18 @@ from benchmarks.paper.worlds import (
 from benchmarks.record import table
 from streamadapt.replay.bootstrap import Interval, paired_interval
 
-FINE_TUNING_STEPS = 60
+FINE_TUNING_STEPS = 200
 FINE_TUNING_BATCH = 64
-LEARNING_RATE = 1e-3
-WEIGHTS = (0.0, 1.0, 10.0, 100.0)  # of the CORAL loss; 0 is the control
+LEARNING_RATE = 1e-2  # ten times less, or 60 steps, left Deep CORAL worse on digits
+LARGEST_GRADIENT = 1.0
+WEIGHTS = (0.0, 10.0, 100.0)  # of the CORAL loss; 0 is the control
+EVERY = {"cifar10-resnet20": 3}  # training is dear: every so many of the domains
 
 
 def experiment(world: World, quick: bool) -> Outcome:
     """Error of every system in every domain."""
     source = world.model()
-    domains = world.domains[:2] if quick else world.domains
+    domains = world.domains[:2] if quick else world.domains[:: EVERY.get(world.name, 1)]
     labels = world.labels("test")
     places = domain_indices(len(domains), len(labels))
     clean = world.images("none", "tune")
@@ -119,6 +121,7 @@ def fine_tuned(
                 loss = loss + weight * coral_loss(features[0], features[1])
             optimizer.zero_grad()
             loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT)
             optimizer.step()
     finally:
         handle.remove()

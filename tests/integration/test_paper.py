@@ -12,7 +12,14 @@ import pytest
 import torch
 
 import streamadapt as sa
-from benchmarks.paper import how_many_images, natural_pair, systems, which_layers, whitening
+from benchmarks.paper import (
+    how_many_images,
+    natural_pair,
+    several,
+    systems,
+    which_layers,
+    whitening,
+)
 from benchmarks.paper.claims import Claim, Outcome
 from benchmarks.paper.mnist import DownloadError, like_uci, mnist, parse
 from benchmarks.paper.worlds import norm_layers, right_answers, worlds
@@ -26,8 +33,9 @@ from streamadapt.replay.bootstrap import Interval
         which_layers.experiment,
         systems.experiment,
         whitening.experiment,
+        several.experiment,
     ],
-    ids=["how many images", "which layers", "systems", "whitening"],
+    ids=["how many images", "which layers", "systems", "whitening", "several"],
 )
 def test_an_experiment_runs_and_its_results_are_strict_json(experiment: object) -> None:
     outcome = experiment(worlds(quick=True)["digits"], True)  # type: ignore[operator]
