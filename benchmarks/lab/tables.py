@@ -75,21 +75,17 @@ def recurring(world: str) -> str:
 
 def costs(world: str) -> str:
     """Time of a batch over that of the frozen model, and how the settings came out of tuning."""
-    found, tuned = _load(f"lab-{world}.json"), _load(f"lab-tuned-{world}.json")
+    found, tuned = _load(f"lab-costs-{world}.json"), _load(f"lab-tuned-{world}.json")
     if found is None or tuned is None:
         return MISSING
-    shown = ("i.i.d., 64", "correlated, 16", "i.i.d., 1")
     rows = []
-    for method, _ in _methods(found["streams"]):
+    for method, cost in found["costs"].items():
         one = tuned["methods"][method]
-        cells = []
-        for name in shown:
-            has = found["streams"][name]["methods"].get(method)
-            cells.append("–" if has is None else f"{has['default']['latency_over_frozen']:.2f}")
+        cells = [f"{ratios['median']:.2f}" for ratios in cost.values()]
         rows.append([method, _words(one["default"]), _words(one["best"]), *cells])
-    return markdown(
-        ["method", "default", "best on the tune part", *(f"time ×, {name}" for name in shown)], rows
-    )
+    sizes = next(iter(found["costs"].values()))
+    header = [f"time ×, batch {size}" for size in sizes]
+    return markdown(["method", "default", "best on the tune part", *header], rows)
 
 
 _TABLES = {"errors": errors, "intervals": intervals, "recurring": recurring, "costs": costs}
