@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from benchmarks.paper.worlds import World, worlds
-from benchmarks.record import RESULTS, environment
+from benchmarks.record import RESULTS, environment, table
 from streamadapt.replay.bootstrap import Interval
 
 Verdict = Literal["confirmed", "refuted", "undecided"]
@@ -59,26 +59,65 @@ class Outcome:
     """What an experiment found in one world.
 
     Attributes:
-        table: as it is printed.
         results: plain values.
         claims: what follows.
     """
 
-    table: str
     results: dict[str, Any]
     claims: Sequence[Claim]
 
 
+@dataclass(frozen=True)
+class Table:
+    """Results to be read.
+
+    Attributes:
+        header: of each column.
+        rows: as many cells each.
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def __str__(self) -> str:
+        return table(self.header, self.rows)
+
+
 Experiment = Callable[[World, bool], Outcome]
+View = Callable[[dict[str, Any]], Sequence[Table]]
 
 
-def run(name: str, description: str, experiment: Experiment, *, default: Sequence[str]) -> int:
+def percent(share: float) -> str:
+    """A share in percent, to a tenth."""
+    return f"{100 * share:.1f}"
+
+
+def points(interval: Sequence[float]) -> str:
+    """A difference of shares in points with its ends: of `[low, estimate, high]`."""
+    low, estimate, high = (100 * value for value in interval)
+    return f"{estimate:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def values(interval: Interval) -> list[float]:
+    """`[low, estimate, high]`."""
+    return [interval.low, interval.estimate, interval.high]
+
+
+def run(
+    name: str,
+    description: str,
+    experiment: Experiment,
+    tables: View,
+    *,
+    default: Sequence[str],
+) -> int:
     """A command: run an experiment in the worlds asked for, print, and keep the results.
 
     Args:
         name: of the result, `benchmarks/results/paper-NAME.json`.
         description: for `--help`.
         experiment: takes a world and whether to be quick.
+        tables: how results are shown.
         default: worlds to run when none is named.
     """
     parser = command_line(name, description)
@@ -87,7 +126,8 @@ def run(name: str, description: str, experiment: Experiment, *, default: Sequenc
     for key in arguments.world or default:
         world = worlds(quick=arguments.quick)[key]
         outcome = experiment(world, arguments.quick)
-        keep(name, key, world.title, outcome, None if arguments.quick else arguments.output)
+        output = None if arguments.quick else arguments.output
+        keep(name, key, world.title, outcome, tables, output)
     return 0
 
 
@@ -100,7 +140,9 @@ def command_line(name: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def keep(name: str, key: str, title: str, outcome: Outcome, output: Path | None) -> None:
+def keep(
+    name: str, key: str, title: str, outcome: Outcome, tables: View, output: Path | None
+) -> None:
     """Print an outcome and put it among those of other worlds.
 
     Args:
@@ -108,9 +150,10 @@ def keep(name: str, key: str, title: str, outcome: Outcome, output: Path | None)
         key: of the world; an earlier outcome under it is replaced.
         title: for the reader.
         outcome: what was found.
+        tables: how it is shown.
         output: a file; None keeps nothing.
     """
-    print(f"{title}\n\n{outcome.table}\n")
+    print(title, *tables(outcome.results), "", sep="\n\n")
     print("\n".join(str(claim) for claim in outcome.claims), end="\n\n", flush=True)
     if output is None:
         return

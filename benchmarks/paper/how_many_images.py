@@ -8,13 +8,14 @@ them as if the source were 16 images (Schneider et al. 2020, arXiv 2006.16971).
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 import streamadapt as sa
-from benchmarks.paper.claims import Claim, Outcome, run
+from benchmarks.paper.claims import Claim, Outcome, Table, percent, points, run, values
 from benchmarks.paper.worlds import (
     World,
     batches,
@@ -23,8 +24,7 @@ from benchmarks.paper.worlds import (
     norm_layers,
     right_answers,
 )
-from benchmarks.record import table
-from streamadapt.replay.bootstrap import Interval, paired_interval
+from streamadapt.replay.bootstrap import paired_interval
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 REPEATS = 5
@@ -42,7 +42,7 @@ def experiment(world: World, quick: bool) -> Outcome:
     frozen = joined([right_answers(source, tests[name], labels) for name in domains])
     places = domain_indices(len(domains), len(labels))
     sizes = [size for size in SIZES if size <= len(next(iter(pool.values())))]
-    rows, plain_by_size = [], {}
+    plain_by_size = {}
     results: dict[str, object] = {"frozen": float(1 - frozen.mean()), "sizes": []}
     entries: list[dict[str, object]] = []
     for size in sizes:
@@ -68,31 +68,17 @@ def experiment(world: World, quick: bool) -> Outcome:
             {
                 "images": size,
                 **{f"error_{kind}": value for kind, value in errors.items()},
-                **{
-                    f"difference_{kind}": [one.low, one.estimate, one.high]
-                    for kind, one in intervals.items()
-                },
+                **{f"difference_{kind}": values(one) for kind, one in intervals.items()},
             }
-        )
-        rows.append(
-            [
-                str(size),
-                f"{100 * errors['plain']:.1f}",
-                _points(intervals["plain"]),
-                f"{100 * errors['prior']:.1f}",
-                _points(intervals["prior"]),
-            ]
         )
     results["sizes"] = entries
     enough = [size for size in sizes if all(plain_by_size[s].high < 0 for s in sizes if s >= size)]
     results["helps_from"] = min(enough) if enough else None
-    shown = table(["images", "AdaBN", "against frozen", "with prior", "against frozen"], rows)
-    shown = f"frozen: {100 * (1 - frozen.mean()):.1f}\n{shown}\nhelps from: {results['helps_from']}"
     claims = [
         Claim("one image hurts", plain_by_size[sizes[0]], below=False),
         Claim(f"{sizes[-1]} images help", plain_by_size[sizes[-1]]),
     ]
-    return Outcome(shown, results, claims)
+    return Outcome(results, claims)
 
 
 def with_prior(source: nn.Module, target: nn.Module, *, images: int) -> nn.Module:
@@ -107,8 +93,19 @@ def with_prior(source: nn.Module, target: nn.Module, *, images: int) -> nn.Modul
     return mixed
 
 
-def _points(one: Interval) -> str:
-    return f"{100 * one.estimate:+.1f} ({100 * one.low:+.1f} to {100 * one.high:+.1f})"
+def tables(results: dict[str, Any]) -> list[Table]:
+    """Error over the number of images."""
+    kinds = ("plain", "prior")
+    rows = [["0", percent(results["frozen"]), "", percent(results["frozen"]), ""]]
+    for entry in results["sizes"]:
+        cells = [
+            shown(entry[f"{what}_{kind}"])
+            for kind in kinds
+            for what, shown in (("error", percent), ("difference", points))
+        ]
+        rows.append([str(entry["images"]), *cells])
+    against = "against frozen, points (95 %)"
+    return [Table(["images", "AdaBN, error %", against, "with prior, error %", against], rows)]
 
 
 def main() -> int:
@@ -117,6 +114,7 @@ def main() -> int:
         "how-many-images",
         "How many target images AdaBN needs.",
         experiment,
+        tables,
         default=("digits", "cifar10-resnet20", "imagenet-mobilenetv2"),
     )
 

@@ -6,26 +6,27 @@ represented by the statistics of BatchNorm" (arXiv 1603.04779, section 3): four 
 
 from __future__ import annotations
 
+from typing import Any
+
 from benchmarks.paper import divergence, gap, probes, swaps
-from benchmarks.paper.claims import Outcome, run
+from benchmarks.paper.claims import Outcome, Table, run
 from benchmarks.paper.worlds import World
 
-PARTS = {
-    "probes": probes.experiment,
-    "swaps": swaps.experiment,
-    "divergence": divergence.experiment,
-    "gap": gap.experiment,
-}
+PARTS = {"probes": probes, "swaps": swaps, "divergence": divergence, "gap": gap}
 
 
 def experiment(world: World, quick: bool) -> Outcome:
     """All four, one after the other."""
-    found = {name: part(world, quick) for name, part in PARTS.items()}
+    found = {name: part.experiment(world, quick) for name, part in PARTS.items()}
     return Outcome(
-        "\n\n".join(one.table for one in found.values()),
         {name: one.results for name, one in found.items()},
         [claim for one in found.values() for claim in one.claims],
     )
+
+
+def tables(results: dict[str, Any]) -> list[Table]:
+    """Those of all four."""
+    return [table for name, part in PARTS.items() for table in part.tables(results[name])]
 
 
 def main() -> int:
@@ -34,6 +35,7 @@ def main() -> int:
         "hypothesis",
         "Do statistics hold the domain and weights the label?",
         experiment,
+        tables,
         default=("digits", "cifar10-resnet20"),
     )
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import streamadapt as sa
-from benchmarks.paper.claims import Claim, Outcome
+from benchmarks.paper.claims import Claim, Outcome, Table, percent
 from benchmarks.paper.worlds import World, batches, norm_layers
-from benchmarks.record import table
 from streamadapt.replay.bootstrap import Interval, paired_interval
 
 STATISTICS_BATCH = 16
@@ -172,10 +172,6 @@ def _outcome(
                 right[name, layer] = correct
                 places[name] = at
     names = list(dict.fromkeys(name for name, _ in right))
-    rows = [
-        [layer, *(f"{100 * right[name, layer].mean():.1f}" for name in names)] for layer in layers
-    ]
-    chance = ["chance", *(f"{100 / (domains if 'domain' in n else classes):.1f}" for n in names)]
     results = {
         "layers": list(layers),
         "domains": domains,
@@ -209,7 +205,19 @@ def _outcome(
             below=False,
         ),
     ]
-    return Outcome(table(["probe's accuracy %", *names], [*rows, chance]), results, claims)
+    return Outcome(results, claims)
+
+
+def tables(results: dict[str, Any]) -> list[Table]:
+    """Accuracy of every probe at every depth."""
+    accuracy = results["accuracy"]
+    rows = [
+        [layer, *(percent(found[layer]) for found in accuracy.values())]
+        for layer in results["layers"]
+    ]
+    guesses = (results["domains" if "domain" in name else "classes"] for name in accuracy)
+    rows.append(["chance", *(percent(1 / guess) for guess in guesses)])
+    return [Table(["probe's accuracy %", *accuracy], rows)]
 
 
 def _gathered(

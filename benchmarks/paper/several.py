@@ -9,6 +9,8 @@ then adapted to each of the others.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,9 +18,8 @@ from torch import nn
 
 import streamadapt as sa
 from benchmarks import make_digits
-from benchmarks.paper.claims import Claim, Outcome, run
+from benchmarks.paper.claims import Claim, Outcome, Table, percent, run
 from benchmarks.paper.worlds import World, batches, domain_indices, joined, right_answers
-from benchmarks.record import table
 from streamadapt.replay.bootstrap import Interval, paired_interval
 from streamadapt.replay.corruptions import corrupt
 from streamadapt.replay.digits import upscale
@@ -36,7 +37,6 @@ def experiment(world: World, quick: bool) -> Outcome:
     for one in found:
         results |= one.results
     return Outcome(
-        "\n\n".join(one.table for one in found),
         results,
         [claim for one in found for claim in one.claims],
     )
@@ -68,13 +68,17 @@ def several_targets(world: World, quick: bool) -> Outcome:
         return paired_interval([(whole[one], whole[other], places)])
 
     errors = {name: float(1 - found.mean()) for name, found in whole.items()}
-    rows = [
-        [name, *(f"{100 * (1 - part.mean()):.1f}" for part in parts), f"{100 * errors[name]:.1f}"]
+    by_domain = {
+        name: {d: float(1 - part.mean()) for d, part in zip(domains, parts, strict=True)}
         for name, parts in answers.items()
-    ]
+    }
     return Outcome(
-        table(["several targets, error %", *domains, "mean"], rows),
-        {"targets": {"domains": list(domains), "errors": errors}},
+        {
+            "targets": {
+                "domains": list(domains),
+                "errors": {name: {**by_domain[name], "mean": errors[name]} for name in errors},
+            }
+        },
         [
             Claim(
                 "pooled statistics are better than none", difference("pooled statistics", "none")
@@ -125,10 +129,6 @@ def several_sources(world: World, *, seeds: int, quick: bool) -> Outcome:
     errors = {name: float(1 - np.mean(found)) for name, found in answers.items()}
     one, two = sources
     return Outcome(
-        table(
-            ["trained on, adapted by", "error %"],
-            [[name, f"{100 * error:.1f}"] for name, error in errors.items()],
-        ),
         {"sources": {"domains": domains, "seeds": seeds, "errors": errors}},
         [
             Claim(
@@ -146,12 +146,29 @@ def several_sources(world: World, *, seeds: int, quick: bool) -> Outcome:
     )
 
 
+def tables(results: dict[str, Any]) -> list[Table]:
+    """Error with several targets, and with several sources where there are."""
+    targets = results["targets"]
+    columns = [*targets["domains"], "mean"]
+    rows = [
+        [name, *(percent(errors[column]) for column in columns)]
+        for name, errors in targets["errors"].items()
+    ]
+    found = [Table(["several targets, error %", *columns], rows)]
+    if "sources" in results:
+        errors = results["sources"]["errors"]
+        rows = [[name, percent(error)] for name, error in errors.items()]
+        found.append(Table(["trained on, adapted by", "error %"], rows))
+    return found
+
+
 def main() -> int:
     """Run it."""
     return run(
         "several",
         "Several targets, and several sources, at once.",
         experiment,
+        tables,
         default=("digits", "cifar10-resnet20"),
     )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import streamadapt as sa
-from benchmarks.paper.claims import Claim, Outcome
+from benchmarks.paper.claims import Claim, Outcome, Table, percent
 from benchmarks.paper.worlds import (
     World,
     batches,
@@ -27,7 +28,6 @@ from benchmarks.paper.worlds import (
     norm_layers,
     right_answers,
 )
-from benchmarks.record import table
 from streamadapt.replay.bootstrap import Interval, paired_interval
 
 PARTS = ("statistics", "affine", "weights")
@@ -130,11 +130,10 @@ def experiment(world: World, quick: bool) -> Outcome:
             model = mixed(source, twin, from_other=choice)
             there[choice].append(right_answers(model, tests, labels))
             home[choice].append(right_answers(model, clean, labels))
-    rows, results = [], {}
+    results = {}
     for choice in choices:
         name = " + ".join(choice) or "nothing"
         errors = [float(1 - joined(found[choice]).mean()) for found in (there, home)]
-        rows.append([name, *(f"{100 * error:.1f}" for error in errors)])
         results[name] = {"target": errors[0], "source": errors[1]}
 
     def difference(one: Sequence[str], other: Sequence[str]) -> Interval:
@@ -155,7 +154,14 @@ def experiment(world: World, quick: bool) -> Outcome:
             below=False,
         )
     )
+    return Outcome({"domains": list(domains), "steps": steps, "errors": results}, claims)
+
+
+def tables(results: dict[str, Any]) -> list[Table]:
+    """Error of every mixture."""
     header = ["taken from the target's network", "error % in the target", "error % in the source"]
-    return Outcome(
-        table(header, rows), {"domains": list(domains), "steps": steps, "errors": results}, claims
-    )
+    rows = [
+        [name, percent(errors["target"]), percent(errors["source"])]
+        for name, errors in results["errors"].items()
+    ]
+    return [Table(header, rows)]

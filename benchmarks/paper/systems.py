@@ -15,6 +15,7 @@ best by labels of target images that are not tested, which the other systems do 
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import streamadapt as sa
-from benchmarks.paper.claims import Claim, Outcome, run
+from benchmarks.paper.claims import Claim, Outcome, Table, percent, run
 from benchmarks.paper.worlds import (
     World,
     batches,
@@ -31,7 +32,6 @@ from benchmarks.paper.worlds import (
     joined,
     right_answers,
 )
-from benchmarks.record import table
 from streamadapt.replay.bootstrap import Interval, paired_interval
 
 FINE_TUNING_STEPS = 200
@@ -154,14 +154,6 @@ def _outcome(
     def difference(name: str, against: str) -> Interval:
         return paired_interval([(whole[name], whole[against], places)])
 
-    rows = [
-        [
-            name,
-            *(f"{100 * (1 - part.mean()):.1f}" for part in parts),
-            f"{100 * (1 - whole[name].mean()):.1f}",
-        ]
-        for name, parts in answers.items()
-    ]
     claims = [
         Claim("CORAL is better than nothing", difference("CORAL", "none")),
         Claim("AdaBN is better than CORAL", difference("AdaBN", "CORAL")),
@@ -184,7 +176,17 @@ def _outcome(
             for name, parts in answers.items()
         },
     }
-    return Outcome(table(["error %", *domains, "mean"], rows), results, claims)
+    return Outcome(results, claims)
+
+
+def tables(results: dict[str, Any]) -> list[Table]:
+    """Error of every system in every domain."""
+    columns = [*results["domains"], "mean"]
+    rows = [
+        [name, *(percent(errors[column]) for column in columns)]
+        for name, errors in results["errors"].items()
+    ]
+    return [Table(["error %", *columns], rows)]
 
 
 def main() -> int:
@@ -193,6 +195,7 @@ def main() -> int:
         "systems",
         "The paper's systems on one backbone.",
         experiment,
+        tables,
         default=("digits", "cifar10-resnet20"),
     )
 

@@ -8,12 +8,13 @@ on the number of adapted blocks).
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from torch import nn
 
 import streamadapt as sa
-from benchmarks.paper.claims import Claim, Outcome, run
+from benchmarks.paper.claims import Claim, Outcome, Table, percent, points, run, values
 from benchmarks.paper.worlds import (
     World,
     batches,
@@ -22,8 +23,7 @@ from benchmarks.paper.worlds import (
     norm_layers,
     right_answers,
 )
-from benchmarks.record import table
-from streamadapt.replay.bootstrap import Interval, paired_interval
+from streamadapt.replay.bootstrap import paired_interval
 
 GROUPS = 6
 
@@ -61,19 +61,15 @@ def experiment(world: World, quick: bool) -> Outcome:
     for order, ordered in (("shallow first", groups), ("deep first", groups[::-1])):
         between = [answers(ordered[:count]) for count in range(1, len(groups))]
         curves[order] = [none, *between, everything]
-    rows, entries = [], []
+    entries: list[dict[str, object]] = []
     for count in range(len(groups) + 1):
-        cells = [f"{count} of {len(groups)}"]
         entry: dict[str, object] = {"groups": count}
         for order, curve in curves.items():
             difference = paired_interval([(curve[count], none, places)])
-            error = float(1 - curve[count].mean())
-            cells += [f"{100 * error:.1f}", _points(difference) if count else ""]
             entry[order] = {
-                "error": error,
-                "difference": [difference.low, difference.estimate, difference.high],
+                "error": float(1 - curve[count].mean()),
+                "difference": values(difference),
             }
-        rows.append(cells)
         entries.append(entry)
     claims = [Claim("all layers beat none", paired_interval([(everything, none, places)]))]
     for order, curve in curves.items():
@@ -94,15 +90,26 @@ def experiment(world: World, quick: bool) -> Outcome:
                 paired_interval([(curve[half], none, places)]),
             )
         )
-    header = ["groups adapted"]
-    for order in curves:
-        header += [order, "against none"]
     results = {"groups": groups, "curve": entries}
-    return Outcome(table(header, rows), results, claims)
+    return Outcome(results, claims)
 
 
-def _points(one: Interval) -> str:
-    return f"{100 * one.estimate:+.1f} ({100 * one.low:+.1f} to {100 * one.high:+.1f})"
+def tables(results: dict[str, Any]) -> list[Table]:
+    """Error over the number of adapted groups."""
+    total = len(results["groups"])
+    entries = [entry for entry in results["curve"] if "groups" in entry]
+    orders = [key for key in entries[0] if key != "groups"]
+    rows = []
+    for entry in entries:
+        cells = [f"{entry['groups']} of {total}"]
+        for order in orders:
+            one = entry[order]
+            cells += [percent(one["error"]), points(one["difference"]) if entry["groups"] else ""]
+        rows.append(cells)
+    header = ["groups adapted"]
+    for order in orders:
+        header += [f"{order}, error %", "against none, points (95 %)"]
+    return [Table(header, rows)]
 
 
 def main() -> int:
@@ -111,6 +118,7 @@ def main() -> int:
         "which-layers",
         "Which layers to adapt.",
         experiment,
+        tables,
         default=("digits", "cifar10-resnet20", "imagenet-mobilenetv2"),
     )
 

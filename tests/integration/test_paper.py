@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch
 import streamadapt as sa
 from benchmarks.paper import (
     how_many_images,
+    hypothesis,
     natural_pair,
     several,
     systems,
@@ -27,21 +29,18 @@ from streamadapt.replay.bootstrap import Interval
 
 
 @pytest.mark.parametrize(
-    "experiment",
-    [
-        how_many_images.experiment,
-        which_layers.experiment,
-        systems.experiment,
-        whitening.experiment,
-        several.experiment,
-    ],
-    ids=["how many images", "which layers", "systems", "whitening", "several"],
+    "module",
+    [how_many_images, hypothesis, several, systems, whitening, which_layers],
+    ids=lambda module: module.__name__.rpartition(".")[2],
 )
-def test_an_experiment_runs_and_its_results_are_strict_json(experiment: object) -> None:
-    outcome = experiment(worlds(quick=True)["digits"], True)  # type: ignore[operator]
+def test_an_experiment_runs_and_is_shown_from_its_strict_json(module: ModuleType) -> None:
+    outcome = module.experiment(worlds(quick=True)["digits"], True)
     assert isinstance(outcome, Outcome)
     assert outcome.claims
-    json.dumps(outcome.results, allow_nan=False)
+    results = json.loads(json.dumps(outcome.results, allow_nan=False))
+    for table in module.tables(results):
+        assert table.rows
+        assert {len(row) for row in table.rows} == {len(table.header)}
 
 
 def _tarball(images: dict[int, list[float]]) -> bytes:
@@ -87,7 +86,8 @@ def test_the_natural_pair_runs_on_any_digits() -> None:
     assert theirs.train.shape == theirs.test.shape == (200, 24, 24, 3)
     outcome = natural_pair.experiment(ours, theirs, seeds=1)
     assert outcome.results["errors"]["none"] < 0.2
-    json.dumps(outcome.results, allow_nan=False)
+    results = json.loads(json.dumps(outcome.results, allow_nan=False))
+    assert len(natural_pair.tables(results)[0].rows) == 5
 
 
 def test_groups_of_one_channel_are_adabn() -> None:

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
-from benchmarks.paper import divergence, gap, hypothesis, probes, swaps
+from benchmarks.paper import divergence, gap, probes, swaps
 from benchmarks.paper.worlds import norm_layers, worlds
-
-
-def test_the_experiment_runs_and_its_results_are_strict_json() -> None:
-    outcome = hypothesis.experiment(worlds(quick=True)["digits"], True)
-    assert set(outcome.results) == {"probes", "swaps", "divergence", "gap"}
-    json.dumps(outcome.results, allow_nan=False)
 
 
 def test_a_probe_finds_what_is_linear_and_nothing_else() -> None:
