@@ -10,17 +10,18 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.lab import tables
-from benchmarks.record import RESULTS
+from benchmarks.paper import document
+from benchmarks.record import RESULTS, markdown
 
 ROOT = RESULTS.parent.parent
 DOCUMENTS = (
     "README.md",
     "docs/design.md",
     "docs/journal.md",
+    "docs/paper.md",
     "docs/results.md",
     "docs/when-adaptation-hurts.md",
 )
@@ -53,7 +54,7 @@ def overhead() -> str:
     return (
         f"A step of an adapted model takes longer by {' and '.join(spans)}, the update included. "
         "Many small layers and channels-last batches cost most.\n\n"
-        + _table(header, body)
+        + markdown(header, body)
         + f"\n\nMedians of interleaved ratios, update included, 224×224, eager fp32 on "
         f"{hardware['torch_threads']} threads of {_cpu(hardware['cpu'])}, PyTorch "
         f"{_version(content)}; columns are network, batch size and memory layout. "
@@ -80,7 +81,7 @@ def adaptation() -> str:
         for name in names
     ]
     shuffled, correlated = found[0][1]["shuffled"], found[0][1]["correlated"]
-    return _table(["mean error, %", *(column for column, _ in columns)], body) + (
+    return markdown(["mean error, %", *(column for column, _ in columns)], body) + (
         f"\n\nResNet-20 on CIFAR-10, {len(shuffled['domains'])} domains in a row without a reset "
         f"(clear, ten corruptions, one of them at a second severity), "
         f"{shuffled['images_per_domain']} images each, one seed. Shuffled frames come in batches "
@@ -100,7 +101,7 @@ def severities() -> str:
         pairs = zip(found["frozen"], found["adabn"], strict=True)
         cells = [f"{100 * f[column]:.0f} → {100 * a[column]:.0f}" for f, a in pairs]
         body.append([name.replace("_", " "), *cells])
-    return _table(header, body)
+    return markdown(header, body)
 
 
 def journal() -> str:
@@ -127,6 +128,7 @@ SECTIONS = {
     "adaptation": adaptation,
     "severities": severities,
     **tables.SECTIONS,
+    **document.SECTIONS,
 }
 _MODELS = {"resnet18": "ResNet-18", "mobilenet_v2": "MobileNetV2", "resnet50": "ResNet-50"}
 
@@ -145,11 +147,6 @@ def publish(text: str) -> str:
 def _load(name: str) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((RESULTS / name).read_text())
     return content
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _cpu(name: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from benchmarks.record import RESULTS
+from benchmarks.record import RESULTS, markdown
 
 WORLDS = ("digits", "cifar10-resnet20", "cifar10-resnet56", "imagenet-mobilenetv2")
 MISSING = "Not measured yet."
@@ -88,18 +88,32 @@ def costs(world: str) -> str:
     return markdown(["method", "default", "best on the tune part", *header], rows)
 
 
-_TABLES = {"errors": errors, "intervals": intervals, "recurring": recurring, "costs": costs}
+def collapse(world: str) -> str:
+    """Error over visits by the size of gradient steps."""
+    found = _load(f"lab-collapse-{world}.json")
+    if found is None:
+        return MISSING
+    group = found["group"]
+    rows = []
+    for name, one in found["policies"].items():
+        cells = [f"{100 * error:.1f}" for error in one["error_by_group"]]
+        rows.append([name, *cells, _interval(one["last_less_batch_statistics"])])
+    visits = [f"visits {k * group + 1}–{(k + 1) * group}" for k in range(len(rows[0]) - 2)]
+    return markdown(["error %", *visits, "last visits against batch statistics, points"], rows)
+
+
+_TABLES = {
+    "errors": errors,
+    "intervals": intervals,
+    "recurring": recurring,
+    "costs": costs,
+    "collapse": collapse,
+}
 SECTIONS: dict[str, Callable[[], str]] = {
     f"lab-{world}-{name}": partial(make, world)
     for world in WORLDS
     for name, make in _TABLES.items()
 }
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table; the first column flush left, the others flush right."""
-    lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _methods(streams: dict[str, Any]) -> list[tuple[str, str]]:

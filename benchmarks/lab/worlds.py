@@ -140,7 +140,7 @@ def worlds() -> dict[str, World]:
             data=images,
             split=str(SPLITS / "cifar10.json"),
             severity=3,
-            domain_frames={"": 192, "1": 48, "recurring ×20, 16": 48},
+            domain_frames={"": 128, "1": 48, "recurring ×20, 16": 48},
             tuning_frames=96,
             recurring_domains=back,
             settings=cifar,
@@ -152,7 +152,13 @@ def worlds() -> dict[str, World]:
             data=pictures,
             split=str(SPLITS / "imagenet.json"),
             severity=3,
-            domain_frames={"": 192, "1": 40, "recurring ×20, 16": 32},
+            domain_frames={
+                "": 64,  # a domain of a mixed batch has no length
+                "i.i.d., 64": 192,
+                "correlated, 16": 192,
+                "1": 40,
+                "recurring ×20, 16": 32,
+            },
             tuning_frames=64,
             recurring_domains=("fog", "low_light"),
             tested=("fog", "low_light", "over_exposure", "motion_blur"),

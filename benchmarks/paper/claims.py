@@ -26,11 +26,13 @@ class Claim:
         text: what is claimed.
         interval: of the difference, in the units of the experiment.
         below: whether the claim is that it is below zero, or above.
+        shares: whether it is of shares, to be shown in points.
     """
 
     text: str
     interval: Interval
     below: bool = True
+    shares: bool = True
 
     @property
     def verdict(self) -> Verdict:
@@ -44,7 +46,12 @@ class Claim:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return {"text": self.text, **asdict(self.interval), "verdict": self.verdict}
+        return {
+            "text": self.text,
+            **asdict(self.interval),
+            "shares": self.shares,
+            "verdict": self.verdict,
+        }
 
     def __str__(self) -> str:
         one = self.interval
@@ -165,5 +172,5 @@ def keep(
         "claims": [claim.to_dict() for claim in outcome.claims],
     }
     content = {"schema_version": 1, "benchmark": f"paper-{name}", "worlds": found}
-    text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False)
+    text = json.dumps(content, indent=1, allow_nan=False)
     output.write_text(text + "\n", encoding="utf-8")

@@ -103,8 +103,9 @@ def experiment(world: World, quick: bool) -> Outcome:
         Claim(
             "divergence falls from the second layer on (mean of logarithms)",
             mean_interval(change.mean(axis=1)),
+            shares=False,
         ),
-        Claim("divergence falls at the last layer (logarithm)", mean_interval(last)),
+        Claim("divergence falls at the last layer (logarithm)", mean_interval(last), shares=False),
     ]
     results = {
         "domains": list(domains),
