@@ -21,13 +21,14 @@ DEV_STAMP := $(VENV)/.streamadapt-dev
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check lint bench gpu clean interpreter
+.PHONY: help demo test check lint bench lab gpu clean interpreter
 
 help:
 	@echo 'make demo    the demo: a camera in fog and at night, frozen beside adapted (under 60 s)'
 	@echo 'make test    every test'
 	@echo 'make check   format, lint, types and the fast tests'
 	@echo 'make bench   the benchmarks; tables on stdout, JSON in benchmarks/results/'
+	@echo 'make lab     every method on every stream, and the paper: hours (WORLDS=digits: less)'
 	@echo 'make gpu     kernel tests and overhead on a GPU, with the PyTorch that PYTHON has'
 	@echo 'make clean   removes caches and build outputs; $(VENV) stays'
 	@echo
@@ -58,6 +59,19 @@ bench: $(DEV_STAMP)
 	$(VENV)/bin/python -m benchmarks.soak
 	$(VENV)/bin/python -m benchmarks.adaptation --severity 3
 	$(VENV)/bin/python -m benchmarks.adaptation --severity 5
+	$(VENV)/bin/python -m benchmarks.publish
+
+# Hours: every method on every stream, and the experiments of the AdaBN paper. Only the digits come
+# with the project: make lab WORLDS=digits where STREAMADAPT_DATA has no more.
+WORLDS = digits cifar10-resnet20 cifar10-resnet56 imagenet-mobilenetv2
+lab: $(DEV_STAMP)
+	$(VENV)/bin/python -m benchmarks.lab.tune $(WORLDS)
+	$(VENV)/bin/python -m benchmarks.lab.run $(WORLDS)
+	$(VENV)/bin/python -m benchmarks.lab.costs $(WORLDS)
+	$(VENV)/bin/python -m benchmarks.lab.collapse $(filter digits cifar10-resnet20,$(WORLDS))
+	for name in systems several how_many_images which_layers hypothesis whitening natural_pair; do \
+		$(VENV)/bin/python -m benchmarks.paper.$$name || exit 1; \
+	done
 	$(VENV)/bin/python -m benchmarks.publish
 
 gpu:

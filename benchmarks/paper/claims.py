@@ -128,10 +128,15 @@ def run(
         default: worlds to run when none is named.
     """
     parser = command_line(name, description)
-    parser.add_argument("--world", action="append", choices=sorted(worlds()), help="default: all")
+    parser.add_argument(
+        "--world", action="append", choices=sorted(worlds()), help="default: all with data at hand"
+    )
     arguments = parser.parse_args()
     for key in arguments.world or default:
         world = worlds(quick=arguments.quick)[key]
+        if not arguments.world and not world.at_hand:
+            print(f"{world.title}: left out, there is nothing at {world.setting.data}", flush=True)
+            continue
         outcome = experiment(world, arguments.quick)
         output = None if arguments.quick else arguments.output
         keep(name, key, world.title, outcome, tables, output)

@@ -26,6 +26,7 @@ from benchmarks.paper.worlds import (
 from streamadapt.replay.bootstrap import paired_interval
 
 GROUPS = 6
+ORDERS = ("shallow first", "deep first")
 
 
 def depth_groups(model: nn.Module, *, count: int = GROUPS) -> list[list[str]]:
@@ -58,7 +59,7 @@ def experiment(world: World, quick: bool) -> Outcome:
 
     none, everything = answers([]), answers(groups)
     curves: dict[str, list[np.ndarray]] = {}
-    for order, ordered in (("shallow first", groups), ("deep first", groups[::-1])):
+    for order, ordered in zip(ORDERS, (groups, groups[::-1]), strict=True):
         between = [answers(ordered[:count]) for count in range(1, len(groups))]
         curves[order] = [none, *between, everything]
     entries: list[dict[str, object]] = []
@@ -98,16 +99,15 @@ def tables(results: dict[str, Any]) -> list[Table]:
     """Error over the number of adapted groups."""
     total = len(results["groups"])
     entries = [entry for entry in results["curve"] if "groups" in entry]
-    orders = [key for key in entries[0] if key != "groups"]
     rows = []
     for entry in entries:
         cells = [f"{entry['groups']} of {total}"]
-        for order in orders:
+        for order in ORDERS:
             one = entry[order]
             cells += [percent(one["error"]), points(one["difference"]) if entry["groups"] else ""]
         rows.append(cells)
     header = ["groups adapted"]
-    for order in orders:
+    for order in ORDERS:
         header += [f"{order}, error %", "against none, points (95 %)"]
     return [Table(header, rows)]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -41,6 +42,11 @@ class World:
     def domains(self) -> tuple[str, ...]:
         """The corruptions that results are from."""
         return self.setting.tested
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether its images are where they should be."""
+        return self.setting.data.startswith("builtin:") or Path(self.setting.data).exists()
 
     @cached_property
     def data(self) -> LabelledData:
