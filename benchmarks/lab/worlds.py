@@ -140,7 +140,7 @@ def worlds() -> dict[str, World]:
             data=images,
             split=str(SPLITS / "cifar10.json"),
             severity=3,
-            domain_frames={"": 128, "1": 48, "recurring ×20, 16": 48},
+            domain_frames={"": 128, "1": 16, "recurring ×20, 16": 48},
             tuning_frames=96,
             recurring_domains=back,
             settings=cifar,
