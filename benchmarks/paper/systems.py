@@ -36,7 +36,7 @@ from streamadapt.replay.bootstrap import Interval, paired_interval
 
 FINE_TUNING_STEPS = 200
 FINE_TUNING_BATCH = 64
-LEARNING_RATE = 1e-2  # ten times less, or 60 steps, left Deep CORAL worse on digits
+LEARNING_RATE = 1e-2
 LARGEST_GRADIENT = 1.0
 WEIGHTS = (0.0, 10.0, 100.0)  # of the CORAL loss; 0 is the control
 EVERY = {"cifar10-resnet20": 3}  # training is dear: every so many of the domains
