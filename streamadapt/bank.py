@@ -25,6 +25,8 @@ class State:
         frames: `[rows, 1]`, frames accepted so far.
         updates: `[rows, 1]`, commits so far.
         scalars: the estimator's own values, each `[rows, 1]`.
+        aside: a second mean and variance, which no layer reads, for estimators that ask for it;
+            its count is zero.
     """
 
     moments: Moments
@@ -32,10 +34,16 @@ class State:
     frames: Tensor
     updates: Tensor
     scalars: Mapping[str, Tensor]
+    aside: Moments | None = None
 
-    def advance(self, moments: Moments, **scalars: Tensor) -> State:
+    def advance(self, moments: Moments, *, aside: Moments | None = None, **scalars: Tensor) -> State:
         """The state after a step: new moments, and new values of the named scalars."""
-        return replace(self, moments=moments, scalars={**self.scalars, **scalars})
+        return replace(
+            self,
+            moments=moments,
+            aside=self.aside if aside is None else aside,
+            scalars={**self.scalars, **scalars},
+        )
 
 
 class RowCompanion(Protocol):
@@ -128,9 +136,9 @@ class RowState(Tallied):
 class StatisticsBank(Tallied):
     """One row of statistics a stream, in one fp32 tensor `[rows, fields, channels]`.
 
-    Fields are mean and variance, and with `compensated` the low-order halves of both, so that a
+    Fields are mean and variance; with `compensated` the low-order halves of both, so that a
     row holds 48 bits of mantissa and a cumulative estimate does not stall after millions of
-    frames. Frame and update counters, counts of positions and estimator scalars lie beside it in
+    frames; with `aside` a second mean and variance that no layer reads. Frame and update counters, counts of positions and estimator scalars lie beside it in
     one float64 tensor (whole numbers are exact to 2**53) and belong to the same transaction.
 
     Its tensors are ordinary tensors, whatever grad or inference mode it is made or used in, and
@@ -146,6 +154,7 @@ class StatisticsBank(Tallied):
             they are added up here, and it sees zeros: spreading them over the channels costs as
             much as the rest of a read.
         scalars: names and initial values of the estimator's scalars.
+        aside: keep a second mean and variance; they start on the source.
 
     Attributes:
         companion: further state of the streams that shares the fate of their rows, or None.
@@ -161,6 +170,7 @@ class StatisticsBank(Tallied):
         compensated: bool = False,
         counted: bool = False,
         scalars: Mapping[str, float] | None = None,
+        aside: bool = False,
     ) -> None:
         self.layout = layout
         self.rows = rows
@@ -170,7 +180,8 @@ class StatisticsBank(Tallied):
         self.scalar_names = tuple(scalars or ())
         self._initial_scalars = tuple((scalars or {}).values())
         self.columns = Tallies(len(layout.layers), self.scalar_names)
-        fields = 4 if compensated else 2
+        fields = 2 + 2 * compensated + 2 * aside
+        self._aside = slice(fields - 2, fields) if aside else None
         with torch.inference_mode(False), torch.no_grad():
             layout.to(device)
             shape = (rows, fields, layout.padded_channels)
@@ -217,6 +228,8 @@ class StatisticsBank(Tallied):
             index = self._index(rows)
             fresh = torch.zeros_like(self.data[0])
             fresh[:2] = self.source
+            if self._aside is not None:
+                fresh[self._aside] = self.source
             self.data[index] = fresh
             self.tallies[index] = 0.0
             for column, value in enumerate(self._initial_scalars):
@@ -243,6 +256,9 @@ class StatisticsBank(Tallied):
         mean, var = data[:, 0], data[:, 1]
         if self.compensated:
             mean, var = mean + data[:, 2], var + data[:, 3]
+        aside = None
+        if self._aside is not None:
+            aside = Moments(self._no_count[span], *data[:, self._aside].unbind(1))
         # A copy: a slice would follow the next commit.
         tallies, columns = self.tallies[index].clone(), self.columns
         count = self._no_count[span].expand_as(mean)
@@ -259,6 +275,7 @@ class StatisticsBank(Tallied):
                 name: tallies[:, first + column : first + column + 1]
                 for column, name in enumerate(self.scalar_names)
             },
+            aside=aside,
         )
 
     def commit(
@@ -270,6 +287,7 @@ class StatisticsBank(Tallied):
         positions: Tensor,
         unobserved: bool,
         sound: Tensor | None = None,
+        again: bool = False,
     ) -> Tensor:
         """Write a step's result for rows: every layer of a row, or none of it.
 
@@ -284,6 +302,7 @@ class StatisticsBank(Tallied):
             unobserved: whether there is such a layer. It keeps its values while its row is
                 committed.
             sound: `[rows]` float64, NaN where the companion refuses a row's step, else zero.
+            again: the frames have been counted already.
 
         Returns:
             `[rows]` float64: frames that were committed; minus their number where a proposal was
@@ -298,12 +317,15 @@ class StatisticsBank(Tallied):
         if self.compensated:
             proposal[:, 2].copy_(mean - proposal[:, 0])
             proposal[:, 3].copy_(var - proposal[:, 1])
+        if self._aside is not None:
+            assert new.aside is not None
+            first = self._aside.start
+            proposal[:, first].copy_(new.aside.mean)
+            proposal[:, first + 1].copy_(new.aside.var.clamp(min=0.0))
         columns = self.columns
-        tallies = torch.addcmul(
-            before[:, : columns.scalars.start] + self._one_update,
-            frames,
-            self._growth(positions),
-        )
+        tallies = before[:, : columns.scalars.start].clone()
+        if not again:
+            tallies = (tallies + self._one_update).addcmul_(frames, self._growth(positions))
         if self.counted:
             tallies[:, columns.counts] = self.layout.per_layer(new.moments.count)
         if unobserved:
@@ -328,6 +350,11 @@ class StatisticsBank(Tallied):
         else:
             self.data[index] = torch.where(accepted.unsqueeze(2), proposal, old)
         return torch.where(finite, present, -present)
+
+    def scalars_of(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """The estimator's scalars of rows, each `[rows, 1]`; may share the bank's memory."""
+        scalars = self.scalars[self._index(rows)]
+        return {name: scalars[:, k : k + 1] for k, name in enumerate(self.scalar_names)}
 
     def _growth(self, positions: Tensor) -> Tensor:
         """What one frame adds to the tallies: a frame, no update, and each layer's positions."""

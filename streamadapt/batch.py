@@ -12,6 +12,9 @@ from torch.utils import _pytree as pytree
 from streamadapt.errors import StreamError
 from streamadapt.streams import Admission
 
+SECONDS_PER_FRAME = 1 / 25
+"""What a frame without a time stamp stands for at least."""
+
 
 def batch_size(frames: Any) -> int | None:
     """Number of frames: a tensor's first dimension, a list's length, a dict's first tensor.
@@ -75,7 +78,8 @@ def camera_time(
 
     A row's first frames bring the time they span themselves, stretched by `n / (n - 1)` to cover
     the first of them too; a single first frame brings none. Time that runs backwards counts as
-    none.
+    none. Frames without a time stamp stand for 1/25 s at least: a file that is read faster than
+    its camera took it is no camera of a thousand frames a second.
 
     Args:
         pts_seconds: of each frame, of all frames, or None to ask `clock`.
@@ -99,15 +103,17 @@ def camera_time(
         )
     if not all(math.isfinite(stamp) for stamp in stamps):
         raise StreamError("`pts_seconds` must be finite.")
+    least = SECONDS_PER_FRAME if pts_seconds is None else 0.0
     elapsed, newest = [], {}
     for index, row in enumerate(admission.rows):
         alone = len(admission.rows) == 1
         own = [s for i, s in enumerate(stamps) if alone or admission.entries[i] == index]
         last = max(own)
         if row in previous and admission.streams[index] not in admission.new:
-            elapsed.append(max(0.0, last - previous[row]))
+            passed = max(0.0, last - previous[row])
         else:
             span = last - min(own)
-            elapsed.append(span * len(own) / (len(own) - 1) if len(own) > 1 else 0.0)
+            passed = span * len(own) / (len(own) - 1) if len(own) > 1 else 0.0
+        elapsed.append(max(passed, least * len(own)))
         newest[row] = last
     return elapsed, newest

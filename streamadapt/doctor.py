@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from streamadapt.bank import StatisticsBank
 from streamadapt.errors import ModelStateError, UnsupportedModelError
-from streamadapt.estimators import EMA
+from streamadapt.estimators import Restarting
 from streamadapt.layout import BankLayout
 from streamadapt.taps import AdaptableLayer, Inventory, take_inventory, verify_remappable
 from streamadapt.taps.inventory import named_modules
@@ -220,7 +220,8 @@ def _bytes_per_stream(layers: Sequence[AdaptableLayer]) -> int:
         rows=1,
         source=[(torch.zeros(size), torch.ones(size)) for _, size, _ in known],
         device=torch.device("cpu"),
-        scalars=EMA().scalars,
+        scalars=Restarting().scalars,
+        aside=Restarting.aside,
     )
     return bank.bytes_per_row
 

@@ -6,7 +6,7 @@ Knows tensors and rows. Streams, locks, events and time belong to the processor.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,13 +20,13 @@ from streamadapt.bank import RowState, State, StatisticsBank
 from streamadapt.drift import location_scale_distance
 from streamadapt.errors import ModelStateError
 from streamadapt.estimators import Estimator, Observation
-from streamadapt.estimators.base import Timing
+from streamadapt.estimators.base import OneLayer, Timing
 from streamadapt.layout import BankLayout
 from streamadapt.moments import Moments
-from streamadapt.ops.reduce import reduce_frames
+from streamadapt.ops.reduce import FrameMoments, frame_distances, frame_trust, reduce_frames
 from streamadapt.ops.remap import remap_coefficients
 from streamadapt.taps import BufferBinding, Inventory, ModelTap, Staging, Step, verify_remappable
-from streamadapt.taps.step import Coefficients
+from streamadapt.taps.step import Coefficients, Settling
 from streamadapt.transfer import upload
 
 Origin = Literal["source", "restored"]
@@ -56,12 +56,18 @@ class Committed:
         moments: of each row's accepted frames, `[rows, channels]` float64.
         frames: `[rows, 1]` float64, accepted frames.
         positions: `[layers]` float64, of one frame; zero where a layer was not executed.
+        trust: `[entries]` float64, how much each frame counted; None: all alike.
+        apart: `[rows, 1]`, see `Observation`; None where nobody asked.
+        phase: `[rows]` float64, the rows' phases after it; None where the estimator has none.
     """
 
     verdict: Tensor
     moments: Moments
     frames: Tensor
     positions: Tensor
+    trust: Tensor | None
+    apart: Tensor | None
+    phase: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,7 @@ class AdaptationEngine:
         source_version: how often the source was replaced.
         displaced: rows whose state was put there otherwise than by a step, and from where; a
             journal takes out what it has written down.
+        on_displaced: called with such rows.
     """
 
     def __init__(
@@ -117,9 +124,11 @@ class AdaptationEngine:
             compensated=estimator.compensated,
             counted=estimator.counted,
             scalars=estimator.scalars,
+            aside=estimator.aside,
         )
         self.source_version = 0
         self.displaced: dict[int, Origin] = dict.fromkeys(range(rows), "source")
+        self.on_displaced: Callable[[Iterable[int]], None] = lambda rows: None
         self.head = head
         if head is not None:
             head.require_device(self.device)
@@ -175,7 +184,7 @@ class AdaptationEngine:
         if replaced:
             values = [(mean.detach().clone(), var.detach().clone()) for mean, var in held]
             self.bank.set_source(values)
-            self.displaced |= dict.fromkeys(range(self.bank.rows), "source")
+            self._displace(range(self.bank.rows), "source")
             self.source_version += 1
             binding.adopt_source(values)
         binding.loaded = False
@@ -190,13 +199,21 @@ class AdaptationEngine:
         return Repair(replaced, str(device), tuple(dtypes))
 
     @contextmanager
-    def armed(self, where: StepRows, *, entries: int | None, observe: bool) -> Iterator[Step]:
+    def armed(
+        self,
+        where: StepRows,
+        *,
+        entries: int | None,
+        observe: bool,
+        settling: Settling | None = None,
+    ) -> Iterator[Step]:
         """Arm the tap for one forward of this thread.
 
         Args:
             where: rows of the batch.
             entries: batch size, or None where it cannot be told from the input.
             observe: stage moments; without it, inputs are only moved onto the rows' statistics.
+            settling: the forward is a settling pass.
         """
         index = None
         if where.entries is not None:
@@ -210,15 +227,18 @@ class AdaptationEngine:
             staging=self._staging,
             exact=self.estimator.compensated,
         )
-        if not self.binding.bound:
-            now = self.timing == "synchronous" and observe
+        step.settling = settling
+        remapping = settling is not None or not self.binding.bound
+        if remapping:
+            now = settling is not None or (self.timing == "synchronous" and observe)
             with torch.inference_mode(False), torch.no_grad():
                 step.coefficients = (
                     self._synchronous(step, where) if now else self._lagged(where.rows)
                 )
-        self.tap.remapping = not self.binding.bound
+        self.tap.remapping = remapping
         self.tap.step = step
         if self.head is not None:
+            observe = observe and settling is None
             step.head = self.head.arm(where.rows, where.entries, observe=observe)
         try:
             yield step
@@ -234,19 +254,23 @@ class AdaptationEngine:
             raise step.failure
         with torch.inference_mode(False), torch.no_grad():
             observed = step.all_moments()
-            weights = self._weights(where, observed.mean.shape[0])
-            if step.head is not None:
-                weights = step.head.weigh(weights)
-            reduced = reduce_frames(observed, weights)
-            aligned = None if step.head is None else step.head.propose(reduced)
+            weights = self._weights(step, where, observed.mean.shape[0])
+            head = None if step.settling is not None else step.head
+            if head is not None:
+                weights = head.weigh(weights)
             state = self.bank.read(where.rows)
-            new = self.estimator.update(
+            trust, apart = self._trust(step, observed, weights, state)
+            reduced = reduce_frames(observed, weights, trust)
+            aligned = None if head is None else head.propose(reduced)
+            new = self.estimator.step(
                 state,
                 Observation(
                     reduced.moments,
                     reduced.frames,
                     self._elapsed(where),
-                    self.layout.mean_over_layers,
+                    self.layout,
+                    settling=step.settling is not None,
+                    apart=apart,
                 ),
             )
             verdict = self.bank.commit(
@@ -256,24 +280,37 @@ class AdaptationEngine:
                 positions=observed.layer_positions,
                 unobserved=bool(step.unobserved),
                 sound=None if aligned is None else aligned.sound,
+                again=step.settling is not None,
             )
             if aligned is not None:
                 aligned.write(verdict)
             self.binding.write_back()
-            return Committed(verdict, reduced.moments, reduced.frames, observed.layer_positions)
+            return Committed(
+                verdict,
+                reduced.moments,
+                reduced.frames,
+                observed.layer_positions,
+                trust,
+                apart,
+                self._phase(where.rows),
+            )
 
     def reset(self, rows: Sequence[int] | range) -> None:
         """Put rows back on the source."""
         self.bank.reset(rows)
-        self.displaced |= dict.fromkeys(rows, "source")
+        self._displace(rows, "source")
         self.binding.write_back()
 
     def restore(self, rows: Sequence[int], saved: RowState) -> None:
         """Put captured rows back."""
         if len(rows) > 0:
             self.bank.restore(rows, saved)
-            self.displaced |= dict.fromkeys(rows, "restored")
+            self._displace(rows, "restored")
             self.binding.write_back()
+
+    def _displace(self, rows: Sequence[int] | range, origin: Origin) -> None:
+        self.displaced |= dict.fromkeys(rows, origin)
+        self.on_displaced(rows)
 
     def write_layer(self, row: int, index: int, moments: Moments) -> None:
         """Set one layer of a row to `moments`, `[channels]`."""
@@ -350,7 +387,37 @@ class AdaptationEngine:
             self._no_time = torch.zeros(1, 1, dtype=torch.float64, device=self.device)
         self._ones: Tensor | None = None
 
-    def _weights(self, where: StepRows, entries: int) -> Tensor:
+    def _phase(self, rows: Sequence[int]) -> Tensor | None:
+        phase = self.estimator.phase(self.bank.scalars_of(rows))
+        return None if phase is None else phase[:, 0].clone()
+
+    def _trust(
+        self, step: Step, observed: FrameMoments, weights: Tensor, state: State
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """How much each frame counts, and how far a row's frames lie from its statistics."""
+        if step.settling is not None:
+            return step.settling.trust, None
+        if not self.estimator.robust:
+            return None, None
+        distances = frame_distances(
+            observed,
+            weights,
+            state.moments,
+            eps=self.layout.eps,
+            mean_over_model=self.layout.mean_over_model,
+        )
+        finite = weights * (distances == distances)
+        total = finite @ torch.where(distances == distances, distances, 0.0).unsqueeze(1)
+        apart = total / finite.sum(dim=1, keepdim=True).clamp(min=1.0)
+        return frame_trust(distances, weights), apart
+
+    def _weights(self, step: Step, where: StepRows, entries: int) -> Tensor:
+        weights = self._membership(where, entries)
+        if step.settling is not None and step.settling.rows is not None:
+            weights = weights * step.settling.rows
+        return weights
+
+    def _membership(self, where: StepRows, entries: int) -> Tensor:
         if where.entries is None:
             if self._ones is None or self._ones.shape[1] < entries:
                 self._ones = torch.ones(1, entries, dtype=torch.float64, device=self.device)
@@ -385,7 +452,8 @@ class AdaptationEngine:
             with torch.inference_mode(False), torch.no_grad():
                 state = self.bank.read(where.rows, span)
                 wanted = self._proposal(step, index, where, state, elapsed)
-                return remap_coefficients(wanted, state.source, self.layout.eps[span])
+                held = state.moments if self.binding.bound else state.source
+                return remap_coefficients(wanted, held, self.layout.eps[span])
 
         return coefficients
 
@@ -395,11 +463,16 @@ class AdaptationEngine:
         observed = step.frame_moments(index)
         if observed is None:
             return state.moments
-        reduced = reduce_frames(observed, self._weights(where, observed.mean.shape[0]))
+        weights = self._weights(step, where, observed.mean.shape[0])
+        settling = step.settling
+        reduced = reduce_frames(observed, weights, None if settling is None else settling.trust)
+        span = self.layout.layers[index].span
+        layer = OneLayer(self.layout.eps[span], self.layout.depth[:, span])
+        seen = Observation(
+            reduced.moments, reduced.frames, elapsed, layer, settling=settling is not None
+        )
         try:
-            new = self.estimator.update(
-                state, Observation(reduced.moments, reduced.frames, elapsed, _mean_over_layer)
-            ).moments
+            new = self.estimator.update(state, seen).moments
         except Exception as error:  # the caller's output comes first; reported with the commit
             step.failure = step.failure or error
             return state.moments
@@ -413,8 +486,3 @@ class AdaptationEngine:
             torch.where(usable, new.mean, state.moments.mean),
             torch.where(usable, new.var.clamp(min=0.0), state.moments.var),
         )
-
-
-def _mean_over_layer(values: Tensor) -> Tensor:
-    """The mean over the last dimension, which is one layer's channels, in the place of each."""
-    return values.mean(dim=-1, keepdim=True).expand_as(values)

@@ -17,6 +17,10 @@ Outcome = Literal["updated", "frozen", "rejected", "empty", "failed", "unobserve
 because no adaptable layer was executed; `idle`, a shadow step between two candidate passes."""
 
 
+Phase = Literal["settling", "following", "resting"]
+"""What an estimator is doing with a stream; see `PhaseChanged`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Event:
     """Base of all events."""
@@ -59,6 +63,34 @@ class UpdateRefused(Event):
 @dataclass(frozen=True, kw_only=True)
 class UpdateFailed(Event):
     """The update raised; nothing was committed, the output was still returned."""
+
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseChanged(Event):
+    """A stream's estimator went from one phase to another: what it makes of the world.
+
+    `settling`: it starts from the source, because the stream is new or its world has changed;
+    `following`: its world is another than the source's; `resting`: it is the source's.
+    `before` is None for a stream's first phase.
+    """
+
+    stream: Hashable
+    before: Phase | None
+    phase: Phase
+
+
+@dataclass(frozen=True, kw_only=True)
+class SettlingPassed(Event):
+    """The frames of a step went through the model once more, to measure a new world."""
+
+    streams: tuple[Hashable, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SettlingFailed(Event):
+    """That second forward raised; the streams stay on the source, the output was returned."""
 
     error: str
 

@@ -64,6 +64,9 @@ class BankLayout:
             for layer in placed:
                 real[layer.span] = 1.0 / layer.channels
             self._share = real
+            last = max(len(placed) - 1, 1)
+            depth = torch.arange(len(placed), dtype=torch.float64) / last
+            self._depth = depth.index_select(0, self._layer_of).unsqueeze(0)
 
     def to(self, device: torch.device) -> None:
         """Move the index tensors; a no-op when they are already there."""
@@ -71,11 +74,17 @@ class BankLayout:
         self._layer_of = self._layer_of.to(device)
         self._eps = self._eps.to(device)
         self._share = self._share.to(device)
+        self._depth = self._depth.to(device)
 
     @property
     def eps(self) -> Tensor:
         """`[padded channels]`, float64."""
         return self._eps
+
+    @property
+    def depth(self) -> Tensor:
+        """`[1, padded channels]`, float64: 0 in the first layer, 1 in the last."""
+        return self._depth
 
     def per_channel(self, per_layer: Tensor) -> Tensor:
         """Spread `[..., layers]` to `[..., padded channels]`."""
@@ -92,6 +101,11 @@ class BankLayout:
         weighted = per_channel * self._share.to(per_channel.dtype)
         return out.index_add_(-1, self._layer_of, weighted)
 
-    def mean_over_layers(self, per_channel: Tensor) -> Tensor:
+    def mean_over_layer(self, per_channel: Tensor) -> Tensor:
         """Put the mean over its layer in the place of each of `[..., padded channels]`."""
         return self.per_channel(self.mean_per_layer(per_channel))
+
+    def mean_over_model(self, per_channel: Tensor) -> Tensor:
+        """The mean over all layers of their means over channels, `[..., 1]`."""
+        share = self._share.to(per_channel.dtype) / len(self.layers)
+        return (per_channel * share).sum(dim=-1, keepdim=True)

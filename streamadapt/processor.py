@@ -17,7 +17,7 @@ from streamadapt.arguments import check_at_least_one, check_choice, check_types
 from streamadapt.describe import Description, Status, describe_layers
 from streamadapt.drift import Drift
 from streamadapt.errors import ConfigurationError
-from streamadapt.estimators import EMA, Estimator
+from streamadapt.estimators import Estimator, Restarting
 from streamadapt.estimators.base import Timing
 from streamadapt.journal import Journal
 from streamadapt.moments import Moments
@@ -40,7 +40,7 @@ class StreamProcessor:
     Args:
         model: in eval mode, with BatchNorm layers that have running statistics. May be compiled,
             before or after.
-        estimator: the update rule; `EMA()` by default.
+        estimator: the update rule; `Restarting()` by default.
         timing: `lagged`: a batch is normalised with the statistics before it, so that a frame's
             output never depends on its batch-mates' values. `synchronous`: with statistics that
             include it, layer by layer, as most papers do.
@@ -98,7 +98,7 @@ class StreamProcessor:
         journal: str | os.PathLike[str] | Journal | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        estimator = EMA() if estimator is None else estimator
+        estimator = Restarting() if estimator is None else estimator
         check_types(model, estimator)
         check_choice("timing", timing, ("lagged", "synchronous"))
         check_choice("mode", mode, ("adapt", "shadow"))

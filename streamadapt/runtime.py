@@ -26,6 +26,7 @@ from streamadapt.journal import Journal, Recorder
 from streamadapt.ledger import Ledger
 from streamadapt.outbox import EventHandler, Outbox
 from streamadapt.readout import Readouts
+from streamadapt.settling import PhaseBook
 from streamadapt.snapshots import SnapshotRing
 from streamadapt.steplock import StepLock
 from streamadapt.streams import DEFAULT_STREAM, Admission, StreamRows, WhenFull
@@ -78,6 +79,8 @@ class Runtime:
         self.outbox = Outbox(on_event)
         self.readouts = Readouts()
         self.ledger = Ledger(self.outbox, self.readouts)
+        self.phases = PhaseBook(self.outbox, self.readouts)
+        self.engine.on_displaced = self.phases.forget
         self.recorder = (
             None
             if journal is None

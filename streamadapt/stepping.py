@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from streamadapt.events import (
     ForwardFailed,
     LayersUnobserved,
     Outcome,
+    SettlingFailed,
+    SettlingPassed,
     ShadowCompared,
     ShadowFailed,
     UpdateFailed,
@@ -26,6 +28,7 @@ from streamadapt.journal import RecordedStep
 from streamadapt.ledger import StepFacts
 from streamadapt.readout import Stopwatch
 from streamadapt.runtime import Runtime
+from streamadapt.settling import settle
 from streamadapt.shadow import compare_outputs
 from streamadapt.streams import DEFAULT_STREAM
 from streamadapt.taps import Step
@@ -95,12 +98,20 @@ class Stepper:
             runtime.announce(admission)
             runtime.newest_pts.update(newest)
             outcome, committed = self._outcome(step, where)
-            watch.mark()
             frames = frames_by_stream(admission, entries)
+            settled = None
+            if committed is not None and committed.phase is not None:
+                again, settled = self._settle(call, where, step, committed, admission.streams)
+                if runtime.timing == "synchronous" and runtime.mode == "adapt" and settled:
+                    output = again
+            watch.mark()
             with runtime.state_lock:
                 if runtime.recorder is not None:
                     facts = RecordedStep(runtime.steps, frames, where, newest, outcome)
                     runtime.recorder.record(facts, committed, output)
+                    if settled is not None:
+                        facts = replace(facts, settling=True)
+                        runtime.recorder.record(facts, settled, output)
                 verdict = None if committed is None else committed.verdict
                 runtime.ledger.settle(
                     StepFacts(runtime.steps, frames, admission.rows, watch), outcome, verdict
@@ -189,6 +200,50 @@ class Stepper:
             return "failed", None
         trouble.pop("update", None)
         return "updated", committed
+
+    def _settle(
+        self,
+        call: Call,
+        where: StepRows,
+        step: Step | None,
+        committed: Committed,
+        streams: Sequence[Hashable],
+    ) -> tuple[Any, Committed | None]:
+        """A settling pass over the step's frames, where a row is due; its output and commit."""
+        runtime, number = self._runtime, self._runtime.steps
+        book, trouble = runtime.phases, runtime.ledger.trouble
+        assert committed.phase is not None and step is not None and step.entries is not None
+        with runtime.state_lock:
+            book.read(number, streams, where.rows, committed.phase)
+        due = book.due(where.rows)
+        if not any(due):
+            return None, None
+        try:
+            output, settled = settle(
+                lambda: call(runtime),
+                runtime.engine,
+                where,
+                entries=step.entries,
+                due=due,
+                trust=committed.trust,
+                step_lock=runtime.step_lock,
+                state_lock=runtime.state_lock,
+            )
+        except Exception as error:
+            trouble["settling"] = f"the settling pass failed: {one_line(error)}"
+            runtime.outbox.post(SettlingFailed(step=number, error=one_line(error)))
+            return None, None
+        trouble.pop("settling", None)
+        runtime.outbox.post(
+            SettlingPassed(
+                step=number,
+                streams=tuple(s for s, one in zip(streams, due, strict=True) if one),
+            )
+        )
+        assert settled.phase is not None
+        with runtime.state_lock:
+            book.read(number, streams, where.rows, settled.phase)
+        return output, settled
 
     def _note_unobserved(self, step: Step) -> None:
         missing = step.unobserved

@@ -35,6 +35,8 @@ STREAMS: Mapping[str, Mapping[str, Any]] = {
 }
 """Name to what a scenario needs besides the world's own settings."""
 
+TESTED = (*DESIGN_CORRUPTIONS, "shot_noise", "motion_blur", "over_exposure", "pixelate")
+
 TUNING_STREAMS = ("i.i.d., 64", "correlated, 16")
 
 
@@ -67,7 +69,7 @@ class World:
     tuning_frames: int
     recurring_domains: tuple[str, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
-    tested: tuple[str, ...] = (*DESIGN_CORRUPTIONS, *SCORED_ONLY_CORRUPTIONS)
+    tested: tuple[str, ...] = TESTED
     tuned: tuple[str, ...] = DESIGN_CORRUPTIONS
     imagenet: bool = False
 

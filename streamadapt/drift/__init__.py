@@ -1,6 +1,6 @@
 """How far the world has moved."""
 
-from streamadapt.drift.divergence import location_scale_distance as location_scale_distance
+from streamadapt.moments import location_scale_distance as location_scale_distance
 from streamadapt.drift.readout import Drift as Drift
 
 __all__ = ["Drift", "location_scale_distance"]

@@ -8,6 +8,7 @@ from streamadapt.estimators.dua import DUA as DUA
 from streamadapt.estimators.ema import EMA as EMA
 from streamadapt.estimators.frozen import Frozen as Frozen
 from streamadapt.estimators.mecta import MECTA as MECTA
+from streamadapt.estimators.restarting import Restarting as Restarting
 from streamadapt.estimators.source_prior import SourcePrior as SourcePrior
 from streamadapt.estimators.welford import Welford as Welford
 
@@ -20,6 +21,7 @@ __all__ = [
     "Estimator",
     "Frozen",
     "Observation",
+    "Restarting",
     "SourcePrior",
     "Welford",
 ]

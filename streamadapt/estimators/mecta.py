@@ -49,12 +49,12 @@ class MECTA(Estimator):
     def update(self, state: State, observed: Observation) -> State:
         """Blend the batch in, each layer as far as it has drifted."""
         old, batch = state.moments, observed.moments
-        floor = self.floor * observed.per_layer_mean(state.source.var)
+        floor = self.floor * observed.layers.mean_over_layer(state.source.var)
         v, v_b = old.var + floor, batch.var + floor
         # The formula above over one denominator: nothing cancels when the two are close.
         apart = (v_b - v).square() + (batch.mean - old.mean).square() * (v + v_b)
         divergence = apart / (2.0 * v * v_b).clamp(min=_TINY)
-        weight = -torch.expm1(-self.scale * observed.per_layer_mean(divergence))
+        weight = -torch.expm1(-self.scale * observed.layers.mean_over_layer(divergence))
         return state.advance(
             Moments(
                 old.count + batch.count,

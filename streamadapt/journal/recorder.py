@@ -37,13 +37,14 @@ _EVENTS_KEPT = 256  # between two records
 
 @dataclass(frozen=True, eq=False)
 class RecordedStep:
-    """What is known of a step without asking the device."""
+    """What is known of a step without asking the device; `settling`: of its settling pass."""
 
     step: int
     frames: Mapping[Hashable, int]
     where: StepRows
     newest_pts: Mapping[int, float]
     outcome: Outcome
+    settling: bool = False
 
 
 class Recorder:
@@ -169,6 +170,7 @@ class Recorder:
             "origins": origins,
             "events": events,
             "events_lost": lost,
+            **({"settling": True} if facts.settling else {}),
         }
 
     def _states_due(

@@ -144,6 +144,8 @@ def replay_journal(
             lost += run.missed(payload)
             distances = run.step(payload)
             deviation = np.fmax(deviation, run.deviation)
+            if payload.meta.get("settling"):
+                continue  # the same frames once more
             for place, stream in enumerate(payload.meta["streams"]):
                 one = streams.setdefault(str(stream), StreamReplay(stream))
                 _append(one, payload, place, distances)
@@ -230,6 +232,7 @@ class _Run:
             compensated=self.estimator.compensated,
             counted=self.estimator.counted,
             scalars=self.estimator.scalars,
+            aside=self.estimator.aside,
         )
         spans = [torch.arange(one.start, one.stop) for one in self._layout.layers]
         self._channels = torch.cat(spans)
@@ -297,12 +300,20 @@ class _Run:
         frames = torch.tensor(meta["committed"], dtype=torch.float64).clamp(min=0).unsqueeze(1)
         per_frame, count = self._counted(positions, frames)
         elapsed = torch.tensor(meta["elapsed_seconds"], dtype=torch.float64).unsqueeze(1)
-        new = self.estimator.update(
+        settling = bool(meta.get("settling"))
+        new = self.estimator.step(
             bank.read(rows),
-            Observation(Moments(count, wide[0], wide[1]), frames, elapsed, layout.mean_over_layers),
+            Observation(
+                Moments(count, wide[0], wide[1]), frames, elapsed, layout, settling=settling
+            ),
         )
         bank.commit(
-            rows, new, frames=frames, positions=per_frame, unobserved=bool((per_frame == 0).any())
+            rows,
+            new,
+            frames=frames,
+            positions=per_frame,
+            unobserved=bool((per_frame == 0).any()),
+            again=settling,
         )
 
     def _counted(self, positions: NDArray[np.float64], frames: Tensor) -> tuple[Tensor, Tensor]:

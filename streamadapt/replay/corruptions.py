@@ -183,6 +183,14 @@ def pixelate(x: Float, severity: int, rng: np.random.Generator) -> Float:
     return small[:, np.arange(height) * rows // height][:, :, np.arange(width) * columns // width]
 
 
+def colour_cast(x: Float, severity: int, rng: np.random.Generator) -> Float:
+    """A white balance that is off: light of a colour drawn per frame, as bright on the whole."""
+    strength = _at(severity, 0.2, 0.35, 0.5, 0.7, 0.9)
+    angle = 2 * np.float32(np.pi) * rng.random((len(x), 1, 1, 1), dtype=np.float32)
+    third = np.float32(2 * np.pi / 3) * np.arange(3, dtype=np.float32)
+    return _display(x ** np.float32(_GAMMA) * (1 + strength * np.cos(angle + third)))
+
+
 CORRUPTIONS: dict[str, Corruption] = {
     "none": none,
     "gaussian_noise": gaussian_noise,
@@ -195,6 +203,7 @@ CORRUPTIONS: dict[str, Corruption] = {
     "contrast": contrast,
     "jpeg": jpeg,
     "pixelate": pixelate,
+    "colour_cast": colour_cast,
 }
 
 
@@ -208,7 +217,7 @@ DESIGN_CORRUPTIONS = (
 )
 """What settings and rules may be chosen on."""
 
-SCORED_ONLY_CORRUPTIONS = ("shot_noise", "motion_blur", "over_exposure", "pixelate")
+SCORED_ONLY_CORRUPTIONS = ("shot_noise", "motion_blur", "over_exposure", "pixelate", "colour_cast")
 """What is only scored, as all of `imagecorruptions` is: nothing was ever chosen on it."""
 
 

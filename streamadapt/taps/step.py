@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +20,19 @@ from streamadapt.transfer import upload
 
 if TYPE_CHECKING:
     from streamadapt.alignment.step import HeadStep
+
+@dataclass(frozen=True, eq=False)
+class Settling:
+    """What a settling pass needs to know.
+
+    Attributes:
+        rows: `[rows, 1]` float64, 1 for rows that it is for and 0 for others; None: for all.
+        trust: how much each frame counts, as in the step that it belongs to.
+    """
+
+    rows: Tensor | None
+    trust: Tensor | None
+
 
 Coefficients = Callable[[int], tuple[Tensor, Tensor]]
 """From a layer's index to `scale` and `shift` of its input, `[rows, channels]` fp32."""
@@ -94,6 +108,7 @@ class Step:
     Attributes:
         failure: what the estimator raised inside the forward, in synchronous timing.
         head: what happens at the aligned head in this step; None without one.
+        settling: set where the step is a settling pass.
     """
 
     def __init__(
@@ -114,6 +129,7 @@ class Step:
         self.coefficients: Coefficients | None = None
         self.failure: Exception | None = None
         self.head: HeadStep | None = None
+        self.settling: Settling | None = None
         self.positions = [0.0] * len(layout.layers)
         self._only: int | None = None
         self._rows = rows

@@ -117,6 +117,7 @@ def _started_bank(trial: Trial) -> tuple[StatisticsBank, Estimator]:
         compensated=estimator.compensated,
         counted=estimator.counted,
         scalars=estimator.scalars,
+        aside=estimator.aside,
     )
     _commit(bank, estimator, _observed(trial, bank, 0))
     return bank, estimator
@@ -151,7 +152,7 @@ def _commit(
     with torch.no_grad():
         bank.commit(
             rows,
-            estimator.update(bank.read(rows), observed),
+            estimator.step(bank.read(rows), replace(observed, layers=bank.layout)),
             frames=observed.frames,
             positions=positions,
             unobserved=bool((positions == 0).any()),

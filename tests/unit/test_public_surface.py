@@ -38,6 +38,7 @@ LAYERS = (
         "outbox",
         "readout",
         "runtime",
+        "settling",
         "shadow",
         "snapshots",
         "steplock",

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from streamadapt.moments import Moments
+from streamadapt.moments import Moments, location_scale_distance
+
+_ENOUGH_FRAMES = 4
+_USUAL = 3.0  # distances up to so many medians are usual
+_LARGEST = 100.0  # of one channel
+_TINY = 1e-150
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +40,9 @@ class Reduced:
     finite: Tensor
 
 
-def reduce_frames(observed: FrameMoments, weights: Tensor) -> Reduced:
+def reduce_frames(
+    observed: FrameMoments, weights: Tensor, trust: Tensor | None = None
+) -> Reduced:
     """Pool the frames of each row, leaving out every frame that is not finite.
 
     All frames of a layer have equally many positions, so the pooled mean is the weighted mean of
@@ -43,6 +52,8 @@ def reduce_frames(observed: FrameMoments, weights: Tensor) -> Reduced:
         observed: per-frame moments.
         weights: `[rows, frames]` float64, at least zero; a frame has weight in one row at most, so
             that no row's rounding depends on another's frames.
+        trust: `[frames]` float64, above zero: how much each frame counts beside the others of its
+            row, see `frame_trust`; None: all alike. It does not change how many frames there were.
     """
     # A single non-finite value makes the sum non-finite; in float64 nothing else does. Zero times
     # such a sum is not zero.
@@ -57,7 +68,61 @@ def reduce_frames(observed: FrameMoments, weights: Tensor) -> Reduced:
     mean = torch.where(column, observed.mean, 0.0)
     var = torch.where(column, observed.var, 0.0)
     share = weights / frames.clamp(min=1e-300)
+    if trust is not None:
+        share = weights * trust
+        share = share / share.sum(dim=1, keepdim=True).clamp(min=1e-300)
     pooled = share @ mean
     owner = (weights > 0).to(mean.dtype)
     spread = mean - owner.T @ pooled
     return Reduced(Moments(count, pooled, share @ (var + spread.square())), frames, finite)
+
+
+def frame_distances(
+    observed: FrameMoments,
+    weights: Tensor,
+    held: Moments,
+    *,
+    eps: Tensor,
+    mean_over_model: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """How far each frame lies from its row's statistics: location-scale distance, mean over layers.
+
+    Args:
+        observed: per-frame moments.
+        weights: `[rows, frames]`, as in `reduce_frames`.
+        held: the rows' statistics, `[rows, channels]` float64.
+        eps: `[channels]`.
+        mean_over_model: the mean over layers of channel means, `[..., 1]`.
+
+    Returns:
+        `[frames]` float64; NaN for frames that are not finite. A channel counts at most 100.
+    """
+    owner = (weights > 0).to(held.mean.dtype)
+    own = Moments(held.count[:1], owner.T @ held.mean, owner.T @ held.var)
+    seen = Moments(observed.positions, observed.mean, observed.var)
+    apart = location_scale_distance(seen, own, eps + _TINY).clamp(max=_LARGEST)
+    return mean_over_model(torch.where(observed.positions > 0, apart, 0.0)).squeeze(-1)
+
+
+def frame_trust(distances: Tensor, weights: Tensor) -> Tensor:
+    """How much each frame counts beside the others of its row: outliers count less.
+
+    With `d_f` the distance of a frame from its row's statistics and `m` the median of `d` over the
+    row's frames, a frame counts `min(1, (3 m / d_f)^2)`. In a new world all frames are far off, and
+    alike; a frame that differs from the rest of its batch loses weight faster than its distance
+    grows. Rows with fewer than four frames cannot tell.
+
+    Args:
+        distances: of `frame_distances`, `[frames]`.
+        weights: `[rows, frames]`, as in `reduce_frames`.
+
+    Returns:
+        `[frames]` float64 in [0, 1].
+    """
+    present = weights > 0
+    usual = torch.where(present, distances, math.nan).nanmedian(dim=1, keepdim=True).values
+    enough = present.sum(dim=1, keepdim=True) >= _ENOUGH_FRAMES
+    limit = torch.where(present & enough, _USUAL * usual, 0.0).sum(dim=0)
+    trust = (limit / distances.clamp(min=_TINY)).square().clamp(max=1.0)
+    judged = (present & enough).any(dim=0) & (trust == trust)
+    return torch.where(judged, trust, 1.0)

@@ -27,6 +27,7 @@ from streamadapt.estimators import (
     SourcePrior,
 )
 from streamadapt.estimators.base import Timing
+from streamadapt.estimators.base import EachChannelAlone
 from streamadapt.moments import Moments
 from streamadapt.testing import fake_observation, fake_state, frames
 
@@ -173,12 +174,12 @@ def test_dua_decays_its_weight_to_the_floor(momentum: float, decay: float, floor
 LAYERS = (slice(0, 1), slice(1, 4), slice(4, 6))
 
 
-def over_layers(values: Tensor) -> Tensor:
-    """Each value's mean over its layer, where six channels are three layers."""
-    return torch.cat(
-        [values[..., span].mean(-1, keepdim=True).expand_as(values[..., span]) for span in LAYERS],
-        dim=-1,
-    )
+class ThreeLayers(EachChannelAlone):
+    """Six channels that are three layers."""
+
+    def mean_over_layer(self, per_channel: Tensor) -> Tensor:
+        parts = [per_channel[..., span] for span in LAYERS]
+        return torch.cat([one.mean(-1, keepdim=True).expand_as(one) for one in parts], dim=-1)
 
 
 def gate(
@@ -198,7 +199,7 @@ def test_mectas_drift_opens_the_gate_layer_by_layer(scale: float, floor: float) 
     _, mean, var = (part.copy() for part in numbers(state.moments))
     source_var = state.source.var.numpy()
     for plain in observations(20):
-        observed = replace(plain, per_layer_mean=over_layers)
+        observed = replace(plain, layers=ThreeLayers())
         _, m, v = numbers(observed.moments)
         for span in LAYERS:
             a = gate(

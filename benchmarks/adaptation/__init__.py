@@ -1,0 +1,1 @@
+"""What adaptation gains, and where it hurts."""

@@ -1,0 +1,345 @@
+"""The default: still while the world stays, and fast when it changes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from streamadapt.bank import State
+from streamadapt.errors import ConfigurationError
+from streamadapt.estimators.base import PHASES, Estimator, Observation
+from streamadapt.estimators.memory import MAX_SECONDS_PER_FRAME
+from streamadapt.moments import Moments, location_scale_distance
+
+SETTLING, FOLLOWING, RESTING = (float(PHASES.index(p)) for p in PHASES)
+
+_FIRST_PRIOR_SECONDS = 0.04  # a frame at 25 a second: the first layer believes what it sees
+_LEAST_SECONDS = 1e-3  # what a frame stands for when no time has passed
+_LEAST_SETTLING_FRAMES = 16
+_LEAST_LEVEL = 0.01  # a still scene has next to no innovation; not every leaf is a change
+_LARGEST_DISTANCE = 100.0  # of one channel
+_TINY = 1e-150  # two constant channels are no distance apart, not 0 / 0
+_LEVEL_HALF_LIFE_FRAMES = 128.0
+_SPREAD_HALF_LIFE_FRAMES = 64.0
+_LEARNED_AFTER_BLOCKS = 16  # resting, the level stays from then on, so that slow drift shows
+_SLACK, _PATIENCE = 2.0, 12.0  # the cumulative sum of innovation / level
+_LARGEST_RATIO = 6.0  # one block's part in it
+
+_SCALARS = {
+    "phase": SETTLING,
+    "settled_frames": 0.0,  # since the last start from the source
+    "settled_seconds": 0.0,
+    "pending_frames": 0.0,  # of the block under way, whose moments lie aside
+    "pending_seconds": 0.0,
+    "blocks": 0.0,  # in this phase
+    "excess": 0.0,
+    "spread": 0.0,  # distance of single frames from the source, where it alone is material
+}
+
+
+class Restarting(Estimator):
+    """Source statistics until the world moves, then the new world's, layer by layer as it is due.
+
+    Three things were measured and are built in (`docs/choosing-an-estimator.md`). Once the layers
+    before it are normalised rightly, a deep layer's statistics hardly change with the domain: the
+    shift sits in the first layers. What a deep layer's statistics do change with is content. And
+    what a deep layer seems to be off by just after a change is mostly what the layers before it
+    let through. So memory grows with depth, deep layers lean on the source, and a new domain is
+    measured in *settling passes*: second forwards over some frames, in which each layer sees the
+    layers before it already put right. A row is in one of three phases:
+
+    - *settling*: starts from the source, by settling passes over `settling_seconds`. The first
+      layer starts with a prior of 1/25 s of source, the last with `prior_seconds`, in between
+      geometrically. At the end the row rests if it lies within `material` of the source, otherwise
+      it follows.
+    - *following*: a moving average, the window growing to `window_seconds` in the first layer and
+      `prior_seconds` in the last. A block of frames has weight `max_weight` at most, and counts as
+      at most `clip` standard deviations from the mean, and a factor `exp(2 clip)` in the variance.
+      Back within `material` of the source it rests.
+    - *resting*: the source's statistics to the bit.
+
+    Following and resting, it watches the innovation: the location-scale distance of a block of at
+    least `block_frames` frames and `block_seconds` from the statistics in use, mean over layers. An innovation of
+    `alarm` times its usual level, or a cumulative sum of smaller ones, starts a settling.
+
+    Time is camera time: a frame at 5 a second weighs five times as much as one at 25.
+
+    At all times means stay within 8 source standard deviations of the source's, and variances
+    within a factor of `exp(7)`.
+
+    Args:
+        window_seconds: memory of the first layer.
+        prior_seconds: memory of the last layer, and what the source counts for in it.
+        settling_seconds: how long settling takes; 16 frames at least.
+        alarm: innovation over its usual level that is a change of domain.
+        material: distance from the source, mean over layers, below which nothing is adapted.
+        clip: largest innovation of a block that counts, in standard deviations.
+        max_weight: largest weight of a block while following.
+        block_frames: frames that are pooled before anything is concluded from them, at least.
+        block_seconds: camera time that they cover, at least.
+        level: innovation of a block that is usual at first.
+        noise: distance from the source that frames of the source may show, times their number.
+        spread: distance of single frames from the source, mean over layers and frames, that is
+            material even where the frames together are close: several worlds in one stream.
+
+    Raises:
+        ConfigurationError: an argument out of range.
+    """
+
+    aside = True
+    uses_time = True
+    robust = True
+
+    def __init__(
+        self,
+        *,
+        window_seconds: float = 20.0,
+        prior_seconds: float = 160.0,
+        settling_seconds: float = 2.56,
+        alarm: float = 6.0,
+        material: float = 0.022,
+        clip: float = 0.5,
+        max_weight: float = 0.15,
+        block_frames: int = 8,
+        block_seconds: float = 0.6,
+        level: float = 0.1,
+        noise: float = 0.3,
+        spread: float = 0.8,
+    ) -> None:
+        positive = {
+            "window_seconds": window_seconds,
+            "prior_seconds": prior_seconds,
+            "settling_seconds": settling_seconds,
+            "clip": clip,
+            "max_weight": max_weight,
+            "block_seconds": block_seconds,
+            "level": level,
+            "noise": noise,
+            "spread": spread,
+        }
+        for name, value in positive.items():
+            if not (value > 0.0 and math.isfinite(value)):
+                raise ConfigurationError(f"`{name}` must be positive and finite, got {value}.")
+        if max_weight > 1.0:
+            raise ConfigurationError(f"`max_weight` must be at most 1, got {max_weight}.")
+        if not (alarm > 1.0 and math.isfinite(alarm)):
+            raise ConfigurationError(
+                f"`alarm` must be above 1, the usual level of innovation, got {alarm}."
+            )
+        if not (material >= 0.0 and math.isfinite(material)):
+            raise ConfigurationError(f"`material` must be at least 0, got {material}.")
+        if isinstance(block_frames, bool) or block_frames < 1 or block_frames != int(block_frames):
+            raise ConfigurationError(
+                f"`block_frames` must be a whole number of at least 1, got {block_frames}."
+            )
+        self.window_seconds = float(window_seconds)
+        self.prior_seconds = float(prior_seconds)
+        self.settling_seconds = float(settling_seconds)
+        self.alarm = float(alarm)
+        self.material = float(material)
+        self.clip = float(clip)
+        self.max_weight = float(max_weight)
+        self.block_frames = int(block_frames)
+        self.block_seconds = float(block_seconds)
+        self.level = float(level)
+        self.noise = float(noise)
+        self.spread = float(spread)
+        self._scalars = {**_SCALARS, "level": self.level}
+
+    @property
+    def scalars(self) -> Mapping[str, float]:  # type: ignore[override]
+        """Names and initial values of what is remembered."""
+        return self._scalars
+
+    # Channel by channel ------------------------------------------------------------------------
+
+    def update(self, state: State, observed: Observation) -> State:
+        """Settling passes go aside and into use; other frames are pooled, and followed in blocks."""
+        assert state.aside is not None
+        settling = state.scalars["phase"] == SETTLING
+        memory = self._memory_seconds(state, observed)
+        if observed.settling:
+            seconds = _seconds(observed)
+            seen = state.aside.blend(observed.moments, seconds / (memory + seconds))
+            aside = _select(settling, _within_trust(seen, state.source, observed), state.aside)
+            return state.advance(_select(settling, aside, state.moments), aside=aside)
+        block = self._block(state, observed)
+        seconds = state.scalars["pending_seconds"] + _seconds(observed)
+        weight = (seconds / (memory + seconds)).clamp(max=self.max_weight)
+        clipped = self._clipped(block, state.moments, observed)
+        moved = _within_trust(state.moments.blend(clipped, weight), state.source, observed)
+        frames = state.scalars["pending_frames"] + observed.frames
+        ready = self._whole(frames, seconds)
+        moves = ready & (state.scalars["phase"] == FOLLOWING)
+        return state.advance(
+            _select(moves, moved, state.moments), aside=_select(settling, state.aside, block)
+        )
+
+    def _memory_seconds(self, state: State, observed: Observation) -> Tensor:
+        """What the present estimate rests on, by row and depth."""
+        depth = observed.layers.depth
+        first, last = math.log(_FIRST_PRIOR_SECONDS), math.log(self.prior_seconds)
+        prior = torch.exp(first + (last - first) * depth)
+        first = math.log(self.window_seconds)
+        window = torch.exp(first + (last - first) * depth)
+        return torch.minimum(prior + state.scalars["settled_seconds"], window)
+
+    def _whole(self, frames: Tensor, seconds: Tensor) -> Tensor:
+        """Whether a block is large enough; sums of time stamps are not exact."""
+        return (frames >= self.block_frames) & (seconds >= self.block_seconds * (1.0 - 1e-9))
+
+    def _block(self, state: State, observed: Observation) -> Moments:
+        """The block under way together with these frames; each frame counts once."""
+        assert state.aside is not None
+        before = state.scalars["pending_frames"].expand_as(state.moments.mean)
+        now = observed.frames.expand_as(before)
+        held = Moments(before, state.aside.mean, state.aside.var)
+        return held.merge(Moments(now, observed.moments.mean, observed.moments.var))
+
+    def _clipped(self, block: Moments, held: Moments, observed: Observation) -> Moments:
+        var = held.var + observed.layers.eps
+        reach = self.clip * var.sqrt()
+        difference = (block.mean - held.mean).clamp(-reach, reach)
+        factor = math.exp(2.0 * self.clip)
+        return Moments(
+            block.count,
+            held.mean + difference,
+            block.var.clamp(min=held.var / factor, max=var * factor),
+        )
+
+    # All layers at once ------------------------------------------------------------------------
+
+    def decide(self, old: State, new: State, observed: Observation) -> State:
+        """Phases: what is material, and what is a change of domain."""
+        return self._settle(old, new, observed) if observed.settling else self._watch(
+            old, new, observed
+        )
+
+    def phase(self, scalars: Mapping[str, Tensor]) -> Tensor | None:
+        """As remembered."""
+        return scalars["phase"]
+
+    def _settle(self, old: State, new: State, observed: Observation) -> State:
+        assert new.aside is not None
+        scalars = old.scalars
+        settling = scalars["phase"] == SETTLING
+        frames = scalars["settled_frames"] + observed.frames
+        seconds = scalars["settled_seconds"] + _seconds(observed)
+        apart = _distance(new.aside, old.source, observed)
+        moved = apart > self.material + self.noise / frames.clamp(min=1.0)
+        spread = scalars["spread"]
+        enough = frames >= _LEAST_SETTLING_FRAMES
+        material = moved | (enough & (spread > self.spread))
+        done = settling & enough & (seconds >= self.settling_seconds * (1.0 - 1e-9))
+        moments = _select(material, new.aside, _like(old.source, new.aside))
+        phase = torch.where(material, FOLLOWING, RESTING)
+        return new.advance(
+            _select(settling, moments, old.moments),
+            phase=torch.where(done, phase, scalars["phase"]),
+            settled_frames=torch.where(settling, frames, scalars["settled_frames"]),
+            settled_seconds=torch.where(settling, seconds, scalars["settled_seconds"]),
+            spread=torch.where(done & moved, 0.0, spread),
+            **_cleared(done, scalars, "pending_frames", "pending_seconds", "blocks", "excess"),
+        )
+
+    def _watch(self, old: State, new: State, observed: Observation) -> State:
+        assert new.aside is not None
+        scalars = old.scalars
+        settling = scalars["phase"] == SETTLING
+        following = scalars["phase"] == FOLLOWING
+        pending = scalars["pending_frames"] + observed.frames
+        seconds = scalars["pending_seconds"] + _seconds(observed)
+        ready = ~settling & self._whole(pending, seconds)
+
+        innovation = _distance(new.aside, old.moments, observed)
+        level, blocks = scalars["level"], scalars["blocks"]
+        ratio = innovation / level
+        excess = (scalars["excess"] + ratio.clamp(max=_LARGEST_RATIO) - _SLACK).clamp(min=0.0)
+        excess = torch.where(blocks > 0, excess, 0.0)
+        alarm = ready & (blocks > 0) & ((ratio > self.alarm) | (excess > _PATIENCE))
+
+        # Single frames far off, though together they are not: several worlds at once.
+        spread, unmoved = scalars["spread"], _distance(old.moments, old.source, observed) == 0.0
+        if observed.apart is not None:
+            share = 1.0 - torch.exp2(-observed.frames / _SPREAD_HALF_LIFE_FRAMES)
+            before = scalars["settled_frames"]
+            share = share.maximum(observed.frames / (before + observed.frames).clamp(min=1.0))
+            spread = torch.where(unmoved, torch.lerp(spread, observed.apart, share), spread)
+        mixed = ready & unmoved & ~following & (blocks > 0) & (spread > self.spread)
+        alarm = alarm | mixed
+
+        # The level is a geometric mean, so that one outlier hardly shows; the first block of a
+        # phase may set it anew.
+        learns = following | (blocks < _LEARNED_AFTER_BLOCKS)
+        share = 1.0 - torch.exp2(-pending / _LEVEL_HALF_LIFE_FRAMES)
+        share = torch.maximum(share, 1.0 / (blocks + 2.0))
+        step = ratio.clamp(min=0.25).clamp(max=torch.where(blocks > 1, 2.0, 9.0))
+        learned = torch.where(learns, level * step**share, level).clamp(min=_LEAST_LEVEL)
+
+        near = _distance(new.moments, old.source, observed) < self.material
+        back = ready & following & near & (spread <= self.spread)
+        source = _like(old.source, new.moments)
+        start = alarm | back
+        phase = torch.where(back, RESTING, scalars["phase"])
+        goes_on = ready & ~start
+        return new.advance(
+            _select(start, source, new.moments),
+            aside=_select(alarm, source, new.aside),
+            phase=torch.where(alarm, SETTLING, phase),
+            settled_frames=torch.where(
+                alarm, 0.0, scalars["settled_frames"] + torch.where(ready, pending, 0.0)
+            ),
+            settled_seconds=torch.where(
+                alarm, 0.0, scalars["settled_seconds"] + torch.where(ready, seconds, 0.0)
+            ),
+            pending_frames=torch.where(ready | settling, 0.0, pending),
+            pending_seconds=torch.where(ready | settling, 0.0, seconds),
+            level=torch.where(ready & ~alarm, learned, level),
+            blocks=torch.where(start, 0.0, blocks + goes_on),
+            excess=torch.where(start, 0.0, torch.where(ready, excess, scalars["excess"])),
+            spread=torch.where((alarm & following) | back, 0.0, spread),
+        )
+
+
+def _seconds(observed: Observation) -> Tensor:
+    """Camera time that the step's frames stand for, `[rows, 1]`."""
+    frames = observed.frames
+    longest = frames * MAX_SECONDS_PER_FRAME
+    return torch.minimum(observed.elapsed_seconds, longest).maximum(frames * _LEAST_SECONDS)
+
+
+def _distance(one: Moments, other: Moments, observed: Observation) -> Tensor:
+    """Location-scale distance, mean over layers, `[rows, 1]`; layers that did not run are zero."""
+    apart = location_scale_distance(one, other, observed.layers.eps + _TINY)
+    apart = apart.clamp(max=_LARGEST_DISTANCE)
+    return observed.layers.mean_over_model(torch.where(observed.moments.count > 0, apart, 0.0))
+
+
+def _within_trust(moments: Moments, source: Moments, observed: Observation) -> Moments:
+    var = source.var + observed.layers.eps
+    reach = 8.0 * var.sqrt()
+    difference = (moments.mean - source.mean).clamp(-reach, reach)
+    factor = math.exp(7.0)
+    return Moments(
+        moments.count,
+        source.mean + difference,
+        moments.var.clamp(min=source.var / factor, max=var * factor),
+    )
+
+
+def _select(rows: Tensor, one: Moments, other: Moments) -> Moments:
+    """`one` in some rows, `other` in the rest."""
+    return Moments(
+        one.count, torch.where(rows, one.mean, other.mean), torch.where(rows, one.var, other.var)
+    )
+
+
+def _like(source: Moments, moments: Moments) -> Moments:
+    return Moments(moments.count, source.mean, source.var)
+
+
+def _cleared(rows: Tensor, scalars: Mapping[str, Tensor], *names: str) -> dict[str, Tensor]:
+    return {name: torch.where(rows, 0.0, scalars[name]) for name in names}
