@@ -3,9 +3,11 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from streamadapt import alignment, drift, errors, estimators, events, journal
+from streamadapt.calibration import calibrate
 from streamadapt.moments import Moments
 from streamadapt.offline import adabn
 from streamadapt.processor import StreamProcessor
+from streamadapt.profile import SourceProfile
 
 try:
     __version__ = version("streamadapt")
@@ -14,10 +16,12 @@ except PackageNotFoundError:  # run from a checkout that is not installed
 
 __all__ = [
     "Moments",
+    "SourceProfile",
     "StreamProcessor",
     "__version__",
     "adabn",
     "alignment",
+    "calibrate",
     "drift",
     "errors",
     "estimators",

@@ -31,8 +31,37 @@ def batch_size(frames: Any) -> int | None:
     return None
 
 
-def stream_ids(streams: Hashable | Sequence[Hashable], entries: int | None) -> Sequence[Hashable]:
-    """One stream a frame, from one for all or one for each.
+def real_frames(valid: int | None, entries: int | None) -> int | None:
+    """How many of a batch's frames are no padding.
+
+    Raises:
+        StreamError: more than there are, or a batch whose size is unknown.
+    """
+    if valid is None:
+        return entries
+    if entries is None:
+        raise StreamError(
+            "`valid=` needs a batch whose size can be told: a tensor, a list, or a dict of tensors "
+            "as the first argument."
+        )
+    if isinstance(valid, bool) or not isinstance(valid, int) or not 0 <= valid <= entries:
+        raise StreamError(
+            f"`valid` must be a whole number from 0 to {entries}, the frames of the batch, got "
+            f"{valid!r}."
+        )
+    return valid
+
+
+def padded(index: Sequence[int], entries: int | None) -> tuple[int, ...]:
+    """`index` of the real frames, and the first one's for the padding behind them."""
+    missing = 0 if entries is None else entries - len(index)
+    return (*index, *([index[0]] * missing))
+
+
+def stream_ids(
+    streams: Hashable | Sequence[Hashable], entries: int | None, real: int | None
+) -> Sequence[Hashable]:
+    """One stream for each real frame, from one for all or one for each.
 
     Raises:
         StreamError: wrong length, an unhashable id, or a batch whose size is unknown.
@@ -46,15 +75,15 @@ def stream_ids(streams: Hashable | Sequence[Hashable], entries: int | None) -> S
         listed: Sequence[Hashable] = [streams] * entries
     else:
         listed = streams
-    if len(listed) != entries:
+    if len(listed) not in (entries, real):
         raise StreamError(
             f"`streams` has {len(listed)} entries for a batch of {entries} frames. Give one entry "
             "a frame, or a single name for all of them."
         )
-    for stream in listed:
+    for stream in listed[:real]:
         if not isinstance(stream, Hashable):
             raise StreamError(f"A stream must be hashable, such as a string; got {stream!r}.")
-    return listed
+    return listed[:real]
 
 
 def frames_by_stream(admission: Admission, entries: int | None) -> dict[Hashable, int]:
@@ -71,6 +100,7 @@ def camera_time(
     pts_seconds: float | Sequence[float] | None,
     admission: Admission,
     entries: int,
+    total: int,
     previous: Mapping[int, float],
     clock: Callable[[], float],
 ) -> tuple[list[float], dict[int, float]]:
@@ -84,7 +114,8 @@ def camera_time(
     Args:
         pts_seconds: of each frame, of all frames, or None to ask `clock`.
         admission: the batch's rows.
-        entries: batch size.
+        entries: how many of the batch's frames are real.
+        total: batch size.
         previous: newest time stamp of each row.
         clock: seconds.
 
@@ -97,10 +128,9 @@ def camera_time(
         stamps = [float(pts_seconds)] * entries
     else:
         stamps = [float(stamp) for stamp in pts_seconds]
-    if len(stamps) != entries:
-        raise StreamError(
-            f"`pts_seconds` has {len(stamps)} entries for a batch of {entries} frames."
-        )
+    if len(stamps) not in (entries, total):
+        raise StreamError(f"`pts_seconds` has {len(stamps)} entries for a batch of {total} frames.")
+    stamps = stamps[:entries]
     if not all(math.isfinite(stamp) for stamp in stamps):
         raise StreamError("`pts_seconds` must be finite.")
     least = SECONDS_PER_FRAME if pts_seconds is None else 0.0

@@ -40,11 +40,13 @@ class StepRows:
         rows: bank rows, each once.
         entries: index into `rows` for each batch entry; None when there is one row.
         elapsed_seconds: camera time since each row's previous frames.
+        valid: the first so many entries are frames, the rest is padding; None: all are.
     """
 
     rows: Sequence[int]
     entries: Sequence[int] | None
     elapsed_seconds: Sequence[float]
+    valid: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -413,6 +415,9 @@ class AdaptationEngine:
 
     def _weights(self, step: Step, where: StepRows, entries: int) -> Tensor:
         weights = self._membership(where, entries)
+        if where.valid is not None:
+            weights = weights.clone()
+            weights[:, where.valid :] = 0.0
         if step.settling is not None and step.settling.rows is not None:
             weights = weights * step.settling.rows
         return weights

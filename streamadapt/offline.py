@@ -95,7 +95,7 @@ def adabn(
 def _one_pass(model: nn.Module, engine: AdaptationEngine, batches: Iterable[Any]) -> None:
     seen = False
     for batch in batches:
-        frames = _frames(batch)
+        frames = frames_of(batch)
         if frames.shape[0] == 0:
             continue
         seen = True
@@ -126,7 +126,7 @@ def _layerwise(model: nn.Module, engine: AdaptationEngine, batches: Iterable[Any
     for index in _execution_order(model, engine, batches):
         total: Moments | None = None
         for batch in batches:
-            frames = _frames(batch)
+            frames = frames_of(batch)
             if frames.shape[0] == 0:
                 continue
             with engine.armed(_ONE_ROW, entries=frames.shape[0], observe=False) as step:
@@ -162,7 +162,7 @@ def _execution_order(
     model: nn.Module, engine: AdaptationEngine, batches: Iterable[Any]
 ) -> Sequence[int]:
     for batch in batches:
-        frames = _frames(batch)
+        frames = frames_of(batch)
         if frames.shape[0] == 0:
             continue
         order: list[int] = []
@@ -193,7 +193,8 @@ def _pooled(observed: FrameMoments) -> Moments:
     return Moments(pooled.count[0], pooled.mean[0], pooled.var[0])
 
 
-def _frames(batch: Any) -> Tensor:
+def frames_of(batch: Any) -> Tensor:
+    """The frames of what `batches` yields; labels beside them are ignored."""
     frames = batch[0] if isinstance(batch, tuple | list) and len(batch) > 0 else batch
     if not isinstance(frames, Tensor) or frames.dim() < 2:
         raise DataError(

@@ -22,11 +22,12 @@ from streamadapt.estimators.base import Timing
 from streamadapt.journal import Journal
 from streamadapt.moments import Moments
 from streamadapt.outbox import EventHandler
+from streamadapt.profile import SourceProfile
 from streamadapt.runtime import Mode, Runtime
 from streamadapt.snapshots import SOURCE, Snapshot
 from streamadapt.stepping import Call, Stepper
 from streamadapt.streams import DEFAULT_STREAM, WhenFull
-from streamadapt.taps import take_inventory
+from streamadapt.taps import fingerprint_of, take_inventory
 from streamadapt.taps.inventory import LayerFilter
 
 
@@ -41,6 +42,9 @@ class StreamProcessor:
         model: in eval mode, with BatchNorm layers that have running statistics. May be compiled,
             before or after.
         estimator: the update rule; `Restarting()` by default.
+        profile: what the source looks like, from `sa.calibrate`, or the file it was saved to. With
+            it the default estimator knows from the start what is usual; without, it goes by
+            defaults and its first frames, and `calibrated` is False.
         timing: `lagged`: a batch is normalised with the statistics before it, so that a frame's
             output never depends on its batch-mates' values. `synchronous`: with statistics that
             include it, layer by layer, as most papers do.
@@ -84,6 +88,7 @@ class StreamProcessor:
         model: nn.Module,
         *,
         estimator: Estimator | None = None,
+        profile: SourceProfile | str | os.PathLike[str] | None = None,
         timing: Timing = "lagged",
         mode: Mode = "adapt",
         max_streams: int = 1,
@@ -121,6 +126,11 @@ class StreamProcessor:
         inventory.require_adaptable()
         for layer in inventory.layers:
             layer.require_inference()
+        if profile is not None:
+            if not isinstance(profile, SourceProfile):
+                profile = SourceProfile.load(profile)
+            profile.require_fingerprint(fingerprint_of(inventory))
+            estimator = estimator.calibrated(profile)
         self._runtime = Runtime(
             model,
             inventory,
@@ -134,6 +144,7 @@ class StreamProcessor:
             on_event=on_event,
             alignment=alignment,
             journal=journal,
+            profile=profile,
         )
         self._stepper = Stepper(self._runtime, shadow_every=shadow_every, clock=clock)
 
@@ -143,6 +154,7 @@ class StreamProcessor:
         *args: Any,
         streams: Hashable | Sequence[Hashable] | None = None,
         pts_seconds: float | Sequence[float] | None = None,
+        valid: int | None = None,
         forward_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -154,6 +166,9 @@ class StreamProcessor:
             streams: which stream each frame belongs to, one entry a frame; a single name means
                 all of them, None the stream "default".
             pts_seconds: camera time of each frame, or of all; the clock's when None.
+            valid: the first so many frames of the batch are real; those behind them fill it up to
+                a fixed size. They are answered, and nothing is learned from them. `streams` and
+                `pts_seconds` may leave them out. None: all are real.
             forward_kwargs: keyword arguments for the model whose names are taken here.
             **kwargs: keyword arguments for the model.
 
@@ -161,14 +176,15 @@ class StreamProcessor:
             What the model returns.
 
         Raises:
-            StreamError: `streams` or `pts_seconds` does not fit. Before the forward, with nothing
-                changed; only that a layer cannot be mapped to frames is found out inside it.
+            StreamError: `streams`, `pts_seconds` or `valid` does not fit. Before the forward,
+                with nothing changed; only that a layer cannot be mapped to frames is found out
+                inside it.
             ModelStateError: a BatchNorm layer is in training mode, or the processor is unwrapped.
             ConcurrencyError: called from inside a step of this processor.
         """
         kwargs.update(forward_kwargs or {})
         call = Call(frames, args, kwargs)
-        return self._stepper.run(call, streams=streams, pts_seconds=pts_seconds)
+        return self._stepper.run(call, streams=streams, pts_seconds=pts_seconds, valid=valid)
 
     # State -------------------------------------------------------------------------------------
 
@@ -414,6 +430,16 @@ class StreamProcessor:
         """How many calls of event handlers raised; each was logged."""
         runtime = self._runtime
         return runtime.outbox.handler_errors
+
+    @property
+    def profile(self) -> SourceProfile | None:
+        """What it was given; None where it is not calibrated, or no longer."""
+        return self._runtime.profile
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it knows the source's variability from a profile."""
+        return self._runtime.profile is not None
 
     @property
     def closed(self) -> bool:

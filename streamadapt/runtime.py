@@ -25,6 +25,7 @@ from streamadapt.events import (
 from streamadapt.journal import Journal, Recorder
 from streamadapt.ledger import Ledger
 from streamadapt.outbox import EventHandler, Outbox
+from streamadapt.profile import SourceProfile
 from streamadapt.readout import Readouts
 from streamadapt.settling import PhaseBook
 from streamadapt.snapshots import SnapshotRing
@@ -58,8 +59,10 @@ class Runtime:
         on_event: EventHandler | None,
         alignment: Coral | None = None,
         journal: Journal | None = None,
+        profile: SourceProfile | None = None,
     ) -> None:
         self.model = model
+        self.profile = profile
         self.inventory = inventory
         self.timing = timing
         self.mode = mode
@@ -133,6 +136,7 @@ class Runtime:
                 BuffersRebound(step=self.steps, device=repair.device, dtypes=repair.dtypes)
             )
             return
+        self.profile = None  # it was of the source that is gone
         dropped = self.snapshots.clear()
         for name in dropped:
             self.outbox.post(SnapshotDropped(step=self.steps, name=name, reason="source_replaced"))

@@ -32,7 +32,9 @@ class PhaseBook:
         self._readouts = readouts
         self._phases: dict[int, Phase] = {}
 
-    def read(self, step: int, streams: Sequence[Hashable], rows: Sequence[int], phase: Tensor) -> None:
+    def read(
+        self, step: int, streams: Sequence[Hashable], rows: Sequence[int], phase: Tensor
+    ) -> None:
         """Ask for the phases of rows, `[rows]`."""
 
         def receive(values: Tensor) -> None:

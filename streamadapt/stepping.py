@@ -11,7 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from streamadapt.batch import batch_size, camera_time, frames_by_stream, stream_ids
+from streamadapt.batch import (
+    batch_size,
+    camera_time,
+    frames_by_stream,
+    padded,
+    real_frames,
+    stream_ids,
+)
 from streamadapt.engine import Committed, StepRows
 from streamadapt.errors import one_line
 from streamadapt.events import (
@@ -70,6 +77,7 @@ class Stepper:
         *,
         streams: Hashable | Sequence[Hashable] | None,
         pts_seconds: float | Sequence[float] | None,
+        valid: int | None = None,
     ) -> Any:
         """A whole step; see `StreamProcessor.__call__`."""
         runtime = self._runtime
@@ -77,15 +85,24 @@ class Stepper:
             runtime.prepare()
             runtime.engine.check_mode()
             entries = batch_size(call.frames)
+            real = real_frames(valid, entries)
             ids: Sequence[Hashable] = (DEFAULT_STREAM,)
             if streams is not None:
-                ids = stream_ids(streams, entries)
-            admission = runtime.streams.plan(() if entries == 0 else ids)
+                ids = stream_ids(streams, entries, real)
+            admission = runtime.streams.plan(() if real == 0 else ids)
             elapsed, newest = camera_time(
-                pts_seconds, admission, entries or 1, runtime.newest_pts, self._clock
+                pts_seconds,
+                admission,
+                real or 1,
+                entries or 1,
+                runtime.newest_pts,
+                self._clock,
             )
             where = StepRows(
-                admission.rows, None if len(admission.rows) < 2 else admission.entries, elapsed
+                admission.rows,
+                None if len(admission.rows) < 2 else padded(admission.entries, entries),
+                elapsed,
+                None if real == entries else real,
             )
             watch = Stopwatch(runtime.engine.device)
             undo = runtime.admit(admission)
@@ -98,7 +115,7 @@ class Stepper:
             runtime.announce(admission)
             runtime.newest_pts.update(newest)
             outcome, committed = self._outcome(step, where)
-            frames = frames_by_stream(admission, entries)
+            frames = frames_by_stream(admission, real)
             settled = None
             if committed is not None and committed.phase is not None:
                 again, settled = self._settle(call, where, step, committed, admission.streams)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from benchmarks.models import CIFAR_CLASSES, IMAGENET_MEAN, IMAGENET_STD, data_dir
 from streamadapt.replay import Domain, PolicySpec, Scenario
-from streamadapt.replay.corruptions import DESIGN_CORRUPTIONS, SCORED_ONLY_CORRUPTIONS
+from streamadapt.replay.corruptions import DESIGN_CORRUPTIONS
 
 Part = Literal["tune", "test"]
 SPLITS = Path(__file__).resolve().parent / "splits"

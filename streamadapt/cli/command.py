@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from streamadapt import __version__
+from streamadapt.cli import calibrate as calibrate
 from streamadapt.cli import demo as demo
 from streamadapt.cli import doctor as doctor
 from streamadapt.cli import replay as replay
 from streamadapt.cli import report as report
 from streamadapt.errors import StreamAdaptError
 
-_SUBCOMMANDS = (demo, doctor, replay, report)
+_SUBCOMMANDS = (calibrate, demo, doctor, replay, report)
 _INTERRUPTED = 130  # as a shell reports SIGINT
 _BROKEN_PIPE = 141  # as a shell reports SIGPIPE
 

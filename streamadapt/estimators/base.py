@@ -14,6 +14,7 @@ from torch import Tensor
 from streamadapt.bank import State
 from streamadapt.events import Phase
 from streamadapt.moments import Moments
+from streamadapt.profile import SourceProfile
 
 Timing = Literal["lagged", "synchronous"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
@@ -69,6 +70,9 @@ class EachChannelAlone(OneLayer):
         return per_channel
 
 
+_NO_LAYERS = EachChannelAlone()
+
+
 @dataclass(frozen=True, eq=False)
 class Observation:
     """What one step showed of each row.
@@ -90,7 +94,7 @@ class Observation:
     moments: Moments
     frames: Tensor
     elapsed_seconds: Tensor
-    layers: Layers = EachChannelAlone()
+    layers: Layers = _NO_LAYERS
     settling: bool = False
     apart: Tensor | None = None
 
@@ -129,12 +133,16 @@ class Estimator(ABC):
         """The state after `observed`; must not modify its arguments."""
 
     def decide(self, old: State, new: State, observed: Observation) -> State:
-        """What becomes of `new`, which `update` made of `old` and `observed`, all layers at once."""
+        """What becomes of `new`, which `update` made of `old`; sees all layers at once."""
         return new
 
     def step(self, state: State, observed: Observation) -> State:
         """Both parts: what a commit writes."""
         return self.decide(state, self.update(state, observed), observed)
+
+    def calibrated(self, profile: SourceProfile) -> Estimator:
+        """The estimator for a model with this profile; the same where that changes nothing."""
+        return self
 
     def phase(self, scalars: Mapping[str, Tensor]) -> Tensor | None:
         """Place of each row's phase in `PHASES`, `[rows, 1]`; None: it has no phases.

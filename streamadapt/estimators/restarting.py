@@ -13,10 +13,12 @@ from streamadapt.errors import ConfigurationError
 from streamadapt.estimators.base import PHASES, Estimator, Observation
 from streamadapt.estimators.memory import MAX_SECONDS_PER_FRAME
 from streamadapt.moments import Moments, location_scale_distance
+from streamadapt.profile import SourceProfile
 
 SETTLING, FOLLOWING, RESTING = (float(PHASES.index(p)) for p in PHASES)
 
 _FIRST_PRIOR_SECONDS = 0.04  # a frame at 25 a second: the first layer believes what it sees
+SECONDS_PER_FRAME = 1 / 25  # of the camera that a profile's batches are thought of as
 _LEAST_SECONDS = 1e-3  # what a frame stands for when no time has passed
 _LEAST_SETTLING_FRAMES = 16
 _LEAST_LEVEL = 0.01  # a still scene has next to no innovation; not every leaf is a change
@@ -27,6 +29,10 @@ _SPREAD_HALF_LIFE_FRAMES = 64.0
 _LEARNED_AFTER_BLOCKS = 16  # resting, the level stays from then on, so that slow drift shows
 _SLACK, _PATIENCE = 2.0, 12.0  # the cumulative sum of innovation / level
 _LARGEST_RATIO = 6.0  # one block's part in it
+
+_UNCALIBRATED = {"material": 0.022, "level": 0.1, "noise": 0.3, "spread": 0.8}
+# With a profile they are so many times what its source shows.
+_MATERIAL, _NOISE, _SPREAD = 2.2, 30.0, 2.2
 
 _SCALARS = {
     "phase": SETTLING,
@@ -61,9 +67,10 @@ class Restarting(Estimator):
       Back within `material` of the source it rests.
     - *resting*: the source's statistics to the bit.
 
-    Following and resting, it watches the innovation: the location-scale distance of a block of at
-    least `block_frames` frames and `block_seconds` from the statistics in use, mean over layers. An innovation of
-    `alarm` times its usual level, or a cumulative sum of smaller ones, starts a settling.
+    Following and resting, it watches the innovation: the location-scale distance of a block of
+    frames from the statistics in use, mean over layers. An innovation of `alarm` times its usual
+    level, or a cumulative sum of smaller ones, starts a settling. So do, resting, frames that are
+    each far from the source though together they are not: several worlds in one stream.
 
     Time is camera time: a frame at 5 a second weighs five times as much as one at 25.
 
@@ -75,7 +82,8 @@ class Restarting(Estimator):
         prior_seconds: memory of the last layer, and what the source counts for in it.
         settling_seconds: how long settling takes; 16 frames at least.
         alarm: innovation over its usual level that is a change of domain.
-        material: distance from the source, mean over layers, below which nothing is adapted.
+        material: distance from the source, mean over layers, below which nothing is adapted; like
+            `level`, `noise` and `spread` from the profile where there is one.
         clip: largest innovation of a block that counts, in standard deviations.
         max_weight: largest weight of a block while following.
         block_frames: frames that are pooled before anything is concluded from them, at least.
@@ -100,15 +108,18 @@ class Restarting(Estimator):
         prior_seconds: float = 160.0,
         settling_seconds: float = 2.56,
         alarm: float = 6.0,
-        material: float = 0.022,
+        material: float | None = None,
         clip: float = 0.5,
         max_weight: float = 0.15,
         block_frames: int = 8,
         block_seconds: float = 0.6,
-        level: float = 0.1,
-        noise: float = 0.3,
-        spread: float = 0.8,
+        level: float | None = None,
+        noise: float | None = None,
+        spread: float | None = None,
     ) -> None:
+        given = {"material": material, "level": level, "noise": noise, "spread": spread}
+        self._given = {name: value for name, value in given.items() if value is not None}
+        material, level, noise, spread = ({**_UNCALIBRATED, **self._given}[name] for name in given)
         positive = {
             "window_seconds": window_seconds,
             "prior_seconds": prior_seconds,
@@ -154,10 +165,34 @@ class Restarting(Estimator):
         """Names and initial values of what is remembered."""
         return self._scalars
 
+    def calibrated(self, profile: SourceProfile) -> Restarting:
+        """The same, with `material`, `level`, `noise` and `spread` as the source has them.
+
+        What was given to the constructor stays.
+        """
+        block = max(self.block_frames, round(self.block_seconds / SECONDS_PER_FRAME))
+        found = {
+            "material": _MATERIAL * profile.settled,
+            "level": max(profile.innovation_of(block), _LEAST_LEVEL),
+            "noise": _NOISE * profile.settled,
+            "spread": _SPREAD * profile.innovation_of(1),
+        }
+        return Restarting(
+            window_seconds=self.window_seconds,
+            prior_seconds=self.prior_seconds,
+            settling_seconds=self.settling_seconds,
+            alarm=self.alarm,
+            clip=self.clip,
+            max_weight=self.max_weight,
+            block_frames=self.block_frames,
+            block_seconds=self.block_seconds,
+            **{**found, **self._given},
+        )
+
     # Channel by channel ------------------------------------------------------------------------
 
     def update(self, state: State, observed: Observation) -> State:
-        """Settling passes go aside and into use; other frames are pooled, and followed in blocks."""
+        """Settling passes go aside and into use; other frames are pooled and followed in blocks."""
         assert state.aside is not None
         settling = state.scalars["phase"] == SETTLING
         memory = self._memory_seconds(state, observed)
@@ -214,8 +249,10 @@ class Restarting(Estimator):
 
     def decide(self, old: State, new: State, observed: Observation) -> State:
         """Phases: what is material, and what is a change of domain."""
-        return self._settle(old, new, observed) if observed.settling else self._watch(
-            old, new, observed
+        return (
+            self._settle(old, new, observed)
+            if observed.settling
+            else self._watch(old, new, observed)
         )
 
     def phase(self, scalars: Mapping[str, Tensor]) -> Tensor | None:
@@ -242,7 +279,10 @@ class Restarting(Estimator):
             settled_frames=torch.where(settling, frames, scalars["settled_frames"]),
             settled_seconds=torch.where(settling, seconds, scalars["settled_seconds"]),
             spread=torch.where(done & moved, 0.0, spread),
-            **_cleared(done, scalars, "pending_frames", "pending_seconds", "blocks", "excess"),
+            pending_frames=torch.where(done, 0.0, scalars["pending_frames"]),
+            pending_seconds=torch.where(done, 0.0, scalars["pending_seconds"]),
+            blocks=torch.where(done, 0.0, scalars["blocks"]),
+            excess=torch.where(done, 0.0, scalars["excess"]),
         )
 
     def _watch(self, old: State, new: State, observed: Observation) -> State:
@@ -339,7 +379,3 @@ def _select(rows: Tensor, one: Moments, other: Moments) -> Moments:
 
 def _like(source: Moments, moments: Moments) -> Moments:
     return Moments(moments.count, source.mean, source.var)
-
-
-def _cleared(rows: Tensor, scalars: Mapping[str, Tensor], *names: str) -> dict[str, Tensor]:
-    return {name: torch.where(rows, 0.0, scalars[name]) for name in names}

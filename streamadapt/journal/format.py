@@ -70,7 +70,6 @@ damaged. A writer never appends to a file that it did not begin itself.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import struct
 import zlib
@@ -82,6 +81,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamadapt.errors import DataError
+from streamadapt.fingerprint import statistics_fingerprint
 
 Precision = Literal["single", "half"]
 MAGIC = b"\x89SAJ\r\n\x1a\n"
@@ -141,9 +141,7 @@ class Header:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the layers' names, widths and eps, and of the source statistics."""
-        digest = hashlib.sha256(json.dumps(_plain(self.layers)).encode())
-        digest.update(np.ascontiguousarray(self.source, dtype="<f4").tobytes())
-        return digest.hexdigest()
+        return statistics_fingerprint(_plain(self.layers), self.source)
 
     def eps(self) -> NDArray[np.float64]:
         """`[C]`."""

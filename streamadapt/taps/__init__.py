@@ -5,6 +5,7 @@ from streamadapt.taps.hooks import ModelTap as ModelTap
 from streamadapt.taps.hooks import verify_remappable as verify_remappable
 from streamadapt.taps.inventory import AdaptableLayer as AdaptableLayer
 from streamadapt.taps.inventory import Inventory as Inventory
+from streamadapt.taps.inventory import fingerprint_of as fingerprint_of
 from streamadapt.taps.inventory import take_inventory as take_inventory
 from streamadapt.taps.step import Staging as Staging
 from streamadapt.taps.step import Step as Step
@@ -16,6 +17,7 @@ __all__ = [
     "ModelTap",
     "Staging",
     "Step",
+    "fingerprint_of",
     "take_inventory",
     "verify_remappable",
 ]

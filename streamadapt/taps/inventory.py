@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from streamadapt.errors import ModelStateError, UnsupportedModelError
+from streamadapt.fingerprint import statistics_fingerprint
 
 Kind = Literal["batchnorm", "subclass", "frozen"]
 LayerFilter = Sequence[str] | Callable[[str, nn.Module], bool]
@@ -156,6 +157,14 @@ class Inventory:
         """
         if self.problem is not None:
             raise UnsupportedModelError(self.problem)
+
+
+def fingerprint_of(inventory: Inventory) -> str:
+    """Which statistics a model has; see `statistics_fingerprint`."""
+    pairs = [[buffer.detach().float().cpu() for buffer in one.buffers] for one in inventory.layers]
+    source = torch.stack([torch.cat([pair[k] for pair in pairs]) for k in (0, 1)])
+    described = [(one.name, one.channels, one.eps) for one in inventory.layers]
+    return statistics_fingerprint(described, source.numpy())
 
 
 def take_inventory(model: nn.Module, *, layers: LayerFilter | None = None) -> Inventory:

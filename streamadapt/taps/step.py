@@ -21,6 +21,7 @@ from streamadapt.transfer import upload
 if TYPE_CHECKING:
     from streamadapt.alignment.step import HeadStep
 
+
 @dataclass(frozen=True, eq=False)
 class Settling:
     """What a settling pass needs to know.

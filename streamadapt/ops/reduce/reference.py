@@ -40,9 +40,7 @@ class Reduced:
     finite: Tensor
 
 
-def reduce_frames(
-    observed: FrameMoments, weights: Tensor, trust: Tensor | None = None
-) -> Reduced:
+def reduce_frames(observed: FrameMoments, weights: Tensor, trust: Tensor | None = None) -> Reduced:
     """Pool the frames of each row, leaving out every frame that is not finite.
 
     All frames of a layer have equally many positions, so the pooled mean is the weighted mean of

@@ -1,0 +1,178 @@
+"""MobileNetV2 by severity of the degradation: `python -m benchmarks.adaptation.imagenet`.
+
+Nothing was chosen on this network or on these images. The default estimator answers batches of 16,
+with a profile from clean images that no stream shows, and without one. The oracle, offline AdaBN,
+sees all frames of a domain, in batches of 64, before the first.
+"""
+
+from __future__ import annotations
+
+import argparse
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.adaptation.continual import configuration
+from benchmarks.lab.worlds import worlds
+from benchmarks.models import normalize
+from benchmarks.record import RESULTS, Claim, environment, report, table, write
+from streamadapt import SourceProfile, calibrate
+from streamadapt.estimators import Restarting
+from streamadapt.replay import (
+    AdaBNPolicy,
+    Domain,
+    FrozenPolicy,
+    Policy,
+    ProcessorPolicy,
+    ReplayResult,
+    Scenario,
+    load_data,
+    run,
+)
+from streamadapt.replay.bootstrap import paired_interval
+from streamadapt.replay.models import load_model
+from streamadapt.replay.one_thread import keep_freed_memory
+from streamadapt.replay.split import Split
+
+DEGRADATIONS = ("fog", "low_light", "motion_blur", "colour_cast")
+SEVERITIES = (1, 2, 3, 4, 5)
+SEEDS = (0, 1)
+DOMAIN_FRAMES = 384
+BATCH, ORACLE_BATCH = 16, 64
+FROZEN, ORACLE, OURS, PROFILED = "frozen", "AdaBN", "default", "default, with a profile"
+
+
+def profile() -> SourceProfile:
+    """From the clean images of the parts that no stream shows."""
+    world = worlds()["imagenet-mobilenetv2"]
+    settings = world.settings
+    data = load_data(world.data, resize=settings["resize"])
+    split = Split.load(world.split)
+    chosen = np.random.default_rng(0).permutation(np.concatenate([split.calibrate, split.tune]))
+    images = normalize(data.x[chosen], mean=settings["mean"], std=settings["std"])
+    return calibrate(load_model(world.model).eval(), images.split(ORACLE_BATCH))
+
+
+def one(seed: int, severity: int, known: SourceProfile) -> tuple[ReplayResult, ReplayResult]:
+    """A stream at one severity, in batches of 64 for the oracle and of 16 for the rest."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    world = worlds()["imagenet-mobilenetv2"]
+    data = load_data(world.data, resize=world.settings["resize"])
+    settings = {key: value for key, value in world.settings.items() if key != "class_groups"}
+
+    def answered(batch_size: int, policies: list[Policy]) -> ReplayResult:
+        scenario = Scenario(
+            f"{world.title}, severity {severity}",
+            tuple(
+                Domain(name, DOMAIN_FRAMES, name, severity=severity)
+                for name in ("none", *DEGRADATIONS)
+            ),
+            seed=seed,
+            batch_size=batch_size,
+            split=world.split,
+            part="test",
+            **settings,
+        )
+        return run(scenario, model=load_model(world.model), data=data, policies=policies)
+
+    return (
+        answered(ORACLE_BATCH, [FrozenPolicy(FROZEN), AdaBNPolicy(ORACLE)]),
+        answered(BATCH, [ProcessorPolicy(OURS), ProcessorPolicy(PROFILED, profile=known)]),
+    )
+
+
+def summarise(found: dict[tuple[int, int], tuple[ReplayResult, ReplayResult]]) -> dict[str, Any]:
+    """Errors by severity and domain, what is recovered of what the oracle recovers."""
+    out: dict[str, Any] = {"severities": {}, "policies": {}}
+    for severity in SEVERITIES:
+        mine = [pair for (_, one), pair in found.items() if one == severity]
+        out["severities"][severity] = {
+            policy: np.mean([_result(pair, policy).error(policy) for pair in mine], axis=0).tolist()
+            for policy in (FROZEN, ORACLE, OURS, PROFILED)
+        }
+    moved = {
+        policy: np.array([out["severities"][s][policy][1:] for s in SEVERITIES])
+        for policy in (FROZEN, ORACLE, OURS, PROFILED)
+    }
+    gain = float((moved[FROZEN] - moved[ORACLE]).mean())
+    for policy in (OURS, PROFILED):
+        pairs = []
+        for first, second in found.values():
+            clean = np.where(second.frame_domains == 0, 0, -1)
+            pairs.append((second.policy(policy).correct, first.policy(FROZEN).correct, clean))
+        interval = paired_interval(pairs)
+        out["policies"][policy] = {
+            "recovered": float((moved[FROZEN] - moved[policy]).mean()) / gain,
+            "clean_less_frozen": [interval.low, interval.estimate, interval.high],
+        }
+    out["oracle_gain"] = gain
+    return out
+
+
+def _result(pair: tuple[ReplayResult, ReplayResult], policy: str) -> ReplayResult:
+    return pair[0] if policy in (FROZEN, ORACLE) else pair[1]
+
+
+def main() -> None:
+    """Measure and write the JSON."""
+    parser = argparse.ArgumentParser(description="MobileNetV2, severity by severity.")
+    parser.add_argument("--output", type=Path, default=RESULTS / "adaptation-imagenet.json")
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    where = environment()
+    where["hardware"]["torch_threads"] = 1
+    known = profile()
+    found = {}
+    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
+        running = {
+            (seed, severity): pool.submit(one, seed, severity, known)
+            for seed in SEEDS
+            for severity in SEVERITIES
+        }
+        for key, future in running.items():
+            found[key] = future.result()
+            print(f"seed {key[0]}, severity {key[1]} done", flush=True)
+    results = summarise(found)
+    header = ["severity", "policy", "clean", *DEGRADATIONS]
+    rows = [
+        [str(severity), policy, *(f"{100 * error:.1f}" for error in errors)]
+        for severity, each in results["severities"].items()
+        for policy, errors in each.items()
+    ]
+    print(table(header, rows))
+    judged = []
+    for policy, row in results["policies"].items():
+        judged.append(Claim.at_least(f"{policy}: share of AdaBN's gain", row["recovered"], 0.8))
+        judged.append(
+            Claim.at_most(
+                f"{policy}: clean less frozen, upper end, points",
+                100 * row["clean_less_frozen"][2],
+                1.5,
+            )
+        )
+    write(
+        options.output,
+        benchmark="adaptation.imagenet",
+        arguments={
+            "seeds": SEEDS,
+            "frames": DOMAIN_FRAMES,
+            "batch_size": BATCH,
+            "degradations": DEGRADATIONS,
+            "configuration": configuration(),
+            "estimator": repr(Restarting()),
+            "calibrated": repr(Restarting().calibrated(known)),
+        },
+        environment=where,
+        results=results,
+        claims=judged,
+    )
+    report(judged, written=options.output)
+
+
+if __name__ == "__main__":
+    main()
