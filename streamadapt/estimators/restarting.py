@@ -26,13 +26,14 @@ _LARGEST_DISTANCE = 100.0  # of one channel
 _TINY = 1e-150  # two constant channels are no distance apart, not 0 / 0
 _LEVEL_HALF_LIFE_FRAMES = 128.0
 _SPREAD_HALF_LIFE_FRAMES = 64.0
+_KNOWN_AFTER_FRAMES = 192.0
 _LEARNED_AFTER_BLOCKS = 16  # resting, the level stays from then on, so that slow drift shows
 _SLACK, _PATIENCE = 2.0, 12.0  # the cumulative sum of innovation / level
 _LARGEST_RATIO = 6.0  # one block's part in it
 
-_UNCALIBRATED = {"material": 0.022, "level": 0.1, "noise": 0.3, "spread": 0.8}
+_UNCALIBRATED = {"material": 0.022, "level": 0.1, "noise": 0.3, "spread": 0.8, "unlike": 0.17}
 # With a profile they are so many times what its source shows.
-_MATERIAL, _NOISE, _SPREAD = 2.2, 30.0, 2.2
+_MATERIAL, _NOISE, _SPREAD, _UNLIKE = 2.2, 30.0, 2.2, 2.0
 
 _SCALARS = {
     "phase": SETTLING,
@@ -42,7 +43,9 @@ _SCALARS = {
     "pending_seconds": 0.0,
     "blocks": 0.0,  # in this phase
     "excess": 0.0,
-    "spread": 0.0,  # distance of single frames from the source, where it alone is material
+    "recent": 0.1,  # level that goes on following where the other one stays
+    "spread": 0.0,  # distance of single frames from the source
+    "insists": 0.0,  # 1 where that, or the level, is material, whatever settling finds
 }
 
 
@@ -92,6 +95,9 @@ class Restarting(Estimator):
         noise: distance from the source that frames of the source may show, times their number.
         spread: distance of single frames from the source, mean over layers and frames, that is
             material even where the frames together are close: several worlds in one stream.
+        unlike: level of the innovation while resting, which is the distance of blocks from the
+            source as the source's statistics let it through, that is material even where the
+            layers, each put right in turn, have little left to move.
 
     Raises:
         ConfigurationError: an argument out of range.
@@ -116,10 +122,19 @@ class Restarting(Estimator):
         level: float | None = None,
         noise: float | None = None,
         spread: float | None = None,
+        unlike: float | None = None,
     ) -> None:
-        given = {"material": material, "level": level, "noise": noise, "spread": spread}
+        given = {
+            "material": material,
+            "level": level,
+            "noise": noise,
+            "spread": spread,
+            "unlike": unlike,
+        }
         self._given = {name: value for name, value in given.items() if value is not None}
-        material, level, noise, spread = ({**_UNCALIBRATED, **self._given}[name] for name in given)
+        material, level, noise, spread, unlike = (
+            {**_UNCALIBRATED, **self._given}[name] for name in given
+        )
         positive = {
             "window_seconds": window_seconds,
             "prior_seconds": prior_seconds,
@@ -130,6 +145,7 @@ class Restarting(Estimator):
             "level": level,
             "noise": noise,
             "spread": spread,
+            "unlike": unlike,
         }
         for name, value in positive.items():
             if not (value > 0.0 and math.isfinite(value)):
@@ -158,7 +174,8 @@ class Restarting(Estimator):
         self.level = float(level)
         self.noise = float(noise)
         self.spread = float(spread)
-        self._scalars = {**_SCALARS, "level": self.level}
+        self.unlike = float(unlike)
+        self._scalars = {**_SCALARS, "level": self.level, "recent": self.level}
 
     @property
     def scalars(self) -> Mapping[str, float]:  # type: ignore[override]
@@ -176,6 +193,7 @@ class Restarting(Estimator):
             "level": max(profile.innovation_of(block), _LEAST_LEVEL),
             "noise": _NOISE * profile.settled,
             "spread": _SPREAD * profile.innovation_of(1),
+            "unlike": _UNLIKE * profile.innovation_of(block),
         }
         return Restarting(
             window_seconds=self.window_seconds,
@@ -238,7 +256,7 @@ class Restarting(Estimator):
         var = held.var + observed.layers.eps
         reach = self.clip * var.sqrt()
         difference = (block.mean - held.mean).clamp(-reach, reach)
-        factor = math.exp(2.0 * self.clip)
+        factor = math.exp(min(2.0 * self.clip, 600.0))
         return Moments(
             block.count,
             held.mean + difference,
@@ -267,9 +285,9 @@ class Restarting(Estimator):
         seconds = scalars["settled_seconds"] + _seconds(observed)
         apart = _distance(new.aside, old.source, observed)
         moved = apart > self.material + self.noise / frames.clamp(min=1.0)
-        spread = scalars["spread"]
         enough = frames >= _LEAST_SETTLING_FRAMES
-        material = moved | (enough & (spread > self.spread))
+        insists = (scalars["insists"] > 0.0) | (enough & (scalars["spread"] > self.spread))
+        material = moved | insists
         done = settling & enough & (seconds >= self.settling_seconds * (1.0 - 1e-9))
         moments = _select(material, new.aside, _like(old.source, new.aside))
         phase = torch.where(material, FOLLOWING, RESTING)
@@ -278,7 +296,9 @@ class Restarting(Estimator):
             phase=torch.where(done, phase, scalars["phase"]),
             settled_frames=torch.where(settling, frames, scalars["settled_frames"]),
             settled_seconds=torch.where(settling, seconds, scalars["settled_seconds"]),
-            spread=torch.where(done & moved, 0.0, spread),
+            insists=torch.where(done, (insists & ~moved).double(), scalars["insists"]),
+            level=torch.where(done & ~material, self.level, scalars["level"]),
+            recent=torch.where(done & ~material, self.level, scalars["recent"]),
             pending_frames=torch.where(done, 0.0, scalars["pending_frames"]),
             pending_seconds=torch.where(done, 0.0, scalars["pending_seconds"]),
             blocks=torch.where(done, 0.0, scalars["blocks"]),
@@ -308,8 +328,10 @@ class Restarting(Estimator):
             before = scalars["settled_frames"]
             share = share.maximum(observed.frames / (before + observed.frames).clamp(min=1.0))
             spread = torch.where(unmoved, torch.lerp(spread, observed.apart, share), spread)
-        mixed = ready & unmoved & ~following & (blocks > 0) & (spread > self.spread)
-        alarm = alarm | mixed
+        known = ready & unmoved & ~following & (blocks >= 2.0)
+        known = known & (scalars["settled_frames"] >= _KNOWN_AFTER_FRAMES)
+        insists = known & ((spread > self.spread) | (scalars["recent"] > self.unlike))
+        alarm = alarm | insists
 
         # The level is a geometric mean, so that one outlier hardly shows; the first block of a
         # phase may set it anew.
@@ -318,9 +340,12 @@ class Restarting(Estimator):
         share = torch.maximum(share, 1.0 / (blocks + 2.0))
         step = ratio.clamp(min=0.25).clamp(max=torch.where(blocks > 1, 2.0, 9.0))
         learned = torch.where(learns, level * step**share, level).clamp(min=_LEAST_LEVEL)
+        recent = scalars["recent"]
+        drifted = recent * (innovation / recent).clamp(0.25, 4.0) ** share
+        drifted = torch.where(learns, learned, drifted.clamp(min=_LEAST_LEVEL))
 
         near = _distance(new.moments, old.source, observed) < self.material
-        back = ready & following & near & (spread <= self.spread)
+        back = ready & following & near & (scalars["insists"] == 0.0)
         source = _like(old.source, new.moments)
         start = alarm | back
         phase = torch.where(back, RESTING, scalars["phase"])
@@ -337,10 +362,12 @@ class Restarting(Estimator):
             ),
             pending_frames=torch.where(ready | settling, 0.0, pending),
             pending_seconds=torch.where(ready | settling, 0.0, seconds),
-            level=torch.where(ready & ~alarm, learned, level),
+            level=torch.where(back, self.level, torch.where(ready & ~alarm, learned, level)),
+            recent=torch.where(back, self.level, torch.where(ready, drifted, recent)),
             blocks=torch.where(start, 0.0, blocks + goes_on),
             excess=torch.where(start, 0.0, torch.where(ready, excess, scalars["excess"])),
             spread=torch.where((alarm & following) | back, 0.0, spread),
+            insists=torch.where(alarm | back, insists.double(), scalars["insists"]),
         )
 
 

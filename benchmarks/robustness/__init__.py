@@ -1,0 +1,1 @@
+"""What bad frames can do."""
