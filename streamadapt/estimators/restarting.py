@@ -22,6 +22,8 @@ SECONDS_PER_FRAME = 1 / 25  # of the camera that a profile's batches are thought
 _LEAST_SECONDS = 1e-3  # what a frame stands for when no time has passed
 _LEAST_SETTLING_FRAMES = 16
 _LEAST_LEVEL = 0.01  # a still scene has next to no innovation; not every leaf is a change
+_TRUSTED_SIGMAS = 8.0
+_TRUSTED_LOG_VARIANCES = (-7.0, 4.0)  # fog takes more away than noise adds
 _LARGEST_DISTANCE = 100.0  # of one channel
 _TINY = 1e-150  # two constant channels are no distance apart, not 0 / 0
 _LEVEL_HALF_LIFE_FRAMES = 128.0
@@ -78,7 +80,7 @@ class Restarting(Estimator):
     Time is camera time: a frame at 5 a second weighs five times as much as one at 25.
 
     At all times means stay within 8 source standard deviations of the source's, and variances
-    within a factor of `exp(7)`.
+    between `exp(-7)` and `exp(4)` times its.
 
     Args:
         window_seconds: memory of the first layer.
@@ -216,7 +218,8 @@ class Restarting(Estimator):
         memory = self._memory_seconds(state, observed)
         if observed.settling:
             seconds = _seconds(observed)
-            seen = state.aside.blend(observed.moments, seconds / (memory + seconds))
+            shown = _within_trust(observed.moments, state.source, observed)
+            seen = state.aside.blend(shown, seconds / (memory + seconds))
             aside = _select(settling, _within_trust(seen, state.source, observed), state.aside)
             return state.advance(_select(settling, aside, state.moments), aside=aside)
         block = self._block(state, observed)
@@ -297,8 +300,8 @@ class Restarting(Estimator):
             settled_frames=torch.where(settling, frames, scalars["settled_frames"]),
             settled_seconds=torch.where(settling, seconds, scalars["settled_seconds"]),
             insists=torch.where(done, (insists & ~moved).double(), scalars["insists"]),
-            level=torch.where(done & ~material, self.level, scalars["level"]),
-            recent=torch.where(done & ~material, self.level, scalars["recent"]),
+            level=torch.where(done, self.level, scalars["level"]),
+            recent=torch.where(done, self.level, scalars["recent"]),
             pending_frames=torch.where(done, 0.0, scalars["pending_frames"]),
             pending_seconds=torch.where(done, 0.0, scalars["pending_seconds"]),
             blocks=torch.where(done, 0.0, scalars["blocks"]),
@@ -387,13 +390,13 @@ def _distance(one: Moments, other: Moments, observed: Observation) -> Tensor:
 
 def _within_trust(moments: Moments, source: Moments, observed: Observation) -> Moments:
     var = source.var + observed.layers.eps
-    reach = 8.0 * var.sqrt()
+    reach = _TRUSTED_SIGMAS * var.sqrt()
     difference = (moments.mean - source.mean).clamp(-reach, reach)
-    factor = math.exp(7.0)
+    least, most = (math.exp(log) for log in _TRUSTED_LOG_VARIANCES)
     return Moments(
         moments.count,
         source.mean + difference,
-        moments.var.clamp(min=source.var / factor, max=var * factor),
+        moments.var.clamp(min=source.var * least, max=var * most),
     )
 
 

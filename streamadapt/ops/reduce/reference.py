@@ -106,9 +106,9 @@ def frame_trust(distances: Tensor, weights: Tensor) -> Tensor:
     """How much each frame counts beside the others of its row: outliers count less.
 
     With `d_f` the distance of a frame from its row's statistics and `m` the median of `d` over the
-    row's frames, a frame counts `min(1, (3 m / d_f)^2)`. In a new world all frames are far off, and
-    alike; a frame that differs from the rest of its batch loses weight faster than its distance
-    grows. Rows with fewer than four frames cannot tell.
+    row's frames, a frame counts fully up to `3 m`, from there on less, and from `6 m` on not at
+    all: `2 - d_f / 3 m`, between 0 and 1. In a new world all frames are far off, and alike. Rows
+    with fewer than four frames cannot tell.
 
     Args:
         distances: of `frame_distances`, `[frames]`.
@@ -121,6 +121,6 @@ def frame_trust(distances: Tensor, weights: Tensor) -> Tensor:
     usual = torch.where(present, distances, math.nan).nanmedian(dim=1, keepdim=True).values
     enough = present.sum(dim=1, keepdim=True) >= _ENOUGH_FRAMES
     limit = torch.where(present & enough, _USUAL * usual, 0.0).sum(dim=0)
-    trust = (limit / distances.clamp(min=_TINY)).square().clamp(max=1.0)
+    trust = (2.0 - distances / limit.clamp(min=_TINY)).clamp(0.0, 1.0)
     judged = (present & enough).any(dim=0) & (trust == trust)
     return torch.where(judged, trust, 1.0)
