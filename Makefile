@@ -57,8 +57,10 @@ bench: $(DEV_STAMP)
 	$(VENV)/bin/python -m benchmarks.journal
 	$(VENV)/bin/python -m benchmarks.overhead
 	$(VENV)/bin/python -m benchmarks.soak
-	$(VENV)/bin/python -m benchmarks.adaptation --severity 3
-	$(VENV)/bin/python -m benchmarks.adaptation --severity 5
+	$(VENV)/bin/python -m benchmarks.adaptation.severities
+	$(VENV)/bin/python -m benchmarks.adaptation.continual cifar10-resnet20 digits
+	$(VENV)/bin/python -m benchmarks.adaptation.imagenet
+	$(VENV)/bin/python -m benchmarks.robustness.influence
 	$(VENV)/bin/python -m benchmarks.publish
 
 # Hours: every method on every stream, and the experiments of the AdaBN paper. Only the digits come

@@ -12,6 +12,7 @@ import re
 import sys
 from typing import Any
 
+from benchmarks.adaptation import tables as adaptation
 from benchmarks.lab import tables
 from benchmarks.paper import document
 from benchmarks.record import RESULTS, markdown
@@ -19,6 +20,7 @@ from benchmarks.record import RESULTS, markdown
 ROOT = RESULTS.parent.parent
 DOCUMENTS = (
     "README.md",
+    "docs/choosing-an-estimator.md",
     "docs/design.md",
     "docs/journal.md",
     "docs/paper.md",
@@ -62,39 +64,9 @@ def overhead() -> str:
     )
 
 
-def adaptation() -> str:
-    """Mean error of every policy, on shuffled and on class-correlated frames."""
-    found = [
-        (severity, _load(path.name)["results"])
-        for severity in (3, 5)
-        if (path := RESULTS / f"adaptation-cifar10-severity{severity}.json").exists()
-    ]
-    columns = [
-        (f"{part}, severity {severity}", results[part]["policies"])
-        for severity, results in found
-        for part in ("shuffled", "correlated")
-    ]
-    names = list(columns[0][1])
-    body = [
-        [name]
-        + [f"{100 * each[name]['mean_error']:.1f}" if name in each else "" for _, each in columns]
-        for name in names
-    ]
-    shuffled, correlated = found[0][1]["shuffled"], found[0][1]["correlated"]
-    return markdown(["mean error, %", *(column for column, _ in columns)], body) + (
-        f"\n\nResNet-20 on CIFAR-10, {len(shuffled['domains'])} domains in a row without a reset "
-        f"(clear, ten corruptions, one of them at a second severity), "
-        f"{shuffled['images_per_domain']} images each, one seed. Shuffled frames come in batches "
-        f"of {shuffled['scenario']['batch_size']}, class-correlated ones in batches of "
-        f"{correlated['scenario']['batch_size']} with about "
-        f"{correlated['mean_run_length']:.0f} frames of one class in a row. * saw each domain "
-        "whole before it answered: a bound, not a rival."
-    )
-
-
 def severities() -> str:
     """What AdaBN takes away of the error of each corruption, by severity."""
-    found = _load("adaptation-cifar10-severity5.json")["results"]["severities"]
+    found = _load("adaptation-severities.json")["results"]
     header = ["error, frozen → AdaBN, %", *(f"severity {one}" for one in found["severities"])]
     body = []
     for column, name in enumerate(found["corruptions"]):
@@ -125,8 +97,8 @@ def journal() -> str:
 SECTIONS = {
     "overhead": overhead,
     "journal": journal,
-    "adaptation": adaptation,
     "severities": severities,
+    **adaptation.SECTIONS,
     **tables.SECTIONS,
     **document.SECTIONS,
 }

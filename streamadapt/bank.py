@@ -141,7 +141,8 @@ class StatisticsBank(Tallied):
     Fields are mean and variance; with `compensated` the low-order halves of both, so that a
     row holds 48 bits of mantissa and a cumulative estimate does not stall after millions of
     frames; with `aside` a second mean and variance that no layer reads. Frame and update counters,
-    counts of positions and estimator scalars lie beside it in one float64 tensor (whole numbers are exact to 2**53) and belong to the same transaction.
+    counts of positions and estimator scalars lie beside it in one float64 tensor (whole numbers
+    are exact to 2**53) and belong to the same transaction.
 
     Its tensors are ordinary tensors, whatever grad or inference mode it is made or used in, and
     keep their addresses for life, except when the bank moves to another device.

@@ -94,6 +94,7 @@ def _pass_over(
             continue
         where = StepRows((0,), None, (count * _SECONDS_PER_FRAME,))
         with engine.armed(where, entries=count, observe=True) as step:
+            step.coefficients = None  # as the source, whatever is being settled on
             output = model(frames)
         if step.unobserved:
             raise DataError(f"Layers were not executed: {', '.join(step.unobserved)}.")

@@ -58,7 +58,7 @@ class LayerReport:
     Attributes:
         state: `adaptable`, `excluded` (by the caller), `without statistics` or `folded`.
         kind: of an adaptable layer, as in `streamadapt.taps.AdaptableLayer`.
-        state_bytes: what it costs a camera, padding included.
+        state_bytes: what it costs a camera with the default estimator, padding included.
     """
 
     name: str
@@ -136,7 +136,7 @@ def examine_model(model: nn.Module) -> ModelReport:
 
     Args:
         model: stays as it is; layers of other kinds than PyTorch's own are run once on a small
-            random input, to see whether several streams would work.
+            random input, to see whether several streams and the default estimator would work.
     """
     inventory = take_inventory(model)
     refused = tuple(_refusals(inventory))
@@ -206,24 +206,29 @@ def _adaptable(layer: AdaptableLayer) -> LayerReport:
 def _bytes_of(channels: int | None) -> int:
     if channels is None:
         return 0
-    padded = BankLayout([("", channels, 0.0)]).padded_channels
-    return 2 * 4 * padded + 8  # mean and variance in fp32, and a count
+    bank = _bank_of([("", channels, 0.0)])
+    return bank.data[0].nbytes + bank.counts[0].nbytes
 
 
 def _bytes_per_stream(layers: Sequence[AdaptableLayer]) -> int:
     sizes = [(layer, _channels(layer)) for layer in layers]
     known = [(layer.name, size, layer.eps) for layer, size in sizes if size is not None]
-    if not known:
-        return 0
-    bank = StatisticsBank(
-        BankLayout(known),
+    return _bank_of(known).bytes_per_row if known else 0
+
+
+def _bank_of(layers: Sequence[tuple[str, int, float]]) -> StatisticsBank:
+    """What one stream has with the default estimator."""
+    estimator = Restarting()
+    return StatisticsBank(
+        BankLayout(layers),
         rows=1,
-        source=[(torch.zeros(size), torch.ones(size)) for _, size, _ in known],
+        source=[(torch.zeros(size), torch.ones(size)) for _, size, _ in layers],
         device=torch.device("cpu"),
-        scalars=Restarting().scalars,
-        aside=Restarting.aside,
+        compensated=estimator.compensated,
+        counted=estimator.counted,
+        scalars=estimator.scalars,
+        aside=estimator.aside,
     )
-    return bank.bytes_per_row
 
 
 def _channels(layer: AdaptableLayer) -> int | None:

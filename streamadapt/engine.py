@@ -58,6 +58,8 @@ class Committed:
         moments: of each row's accepted frames, `[rows, channels]` float64.
         frames: `[rows, 1]` float64, accepted frames.
         positions: `[layers]` float64, of one frame; zero where a layer was not executed.
+        weights: `[rows, entries]` float64, which frames were asked of which row, without those
+            whose features were not finite.
         trust: `[entries]` float64, how much each frame counted; None: all alike.
         apart: `[rows, 1]`, see `Observation`; None where nobody asked.
         phase: `[rows]` float64, the rows' phases after it; None where the estimator has none.
@@ -67,6 +69,7 @@ class Committed:
     moments: Moments
     frames: Tensor
     positions: Tensor
+    weights: Tensor
     trust: Tensor | None
     apart: Tensor | None
     phase: Tensor | None
@@ -115,8 +118,6 @@ class AdaptationEngine:
         self.estimator = estimator
         self.timing = timing
         self._frames_per_row = frames_per_row
-        if not bound:
-            self._verify_remappable()
         self.layout = BankLayout([(one.name, one.channels, one.eps) for one in self.layers])
         self.bank = StatisticsBank(
             self.layout,
@@ -128,6 +129,8 @@ class AdaptationEngine:
             scalars=estimator.scalars,
             aside=estimator.aside,
         )
+        if not bound or self._phase([0]) is not None:  # a settling pass moves inputs as well
+            self._verify_remappable()
         self.source_version = 0
         self.displaced: dict[int, Origin] = dict.fromkeys(range(rows), "source")
         self.on_displaced: Callable[[Iterable[int]], None] = lambda rows: None
@@ -292,6 +295,7 @@ class AdaptationEngine:
                 reduced.moments,
                 reduced.frames,
                 observed.layer_positions,
+                weights,
                 trust,
                 apart,
                 self._phase(where.rows),
@@ -418,8 +422,8 @@ class AdaptationEngine:
         if where.valid is not None:
             weights = weights.clone()
             weights[:, where.valid :] = 0.0
-        if step.settling is not None and step.settling.rows is not None:
-            weights = weights * step.settling.rows
+        if step.settling is not None and step.settling.weights is not None:
+            weights = weights * step.settling.weights
         return weights
 
     def _membership(self, where: StepRows, entries: int) -> Tensor:

@@ -386,6 +386,19 @@ class StreamProcessor:
         names = [layer.name for layer in runtime.engine.layers]
         return Drift(shown, dict(zip(names, values, strict=True)), sum(values) / len(values))
 
+    def phase(self, stream: Hashable | None = None) -> ev.Phase | None:
+        """What the estimator is doing with a stream, as `PhaseChanged` told it last.
+
+        None before the stream's first step, and for estimators without phases. On CUDA it is known
+        a few steps late.
+
+        Raises:
+            StreamError: unknown stream, or several and none named.
+        """
+        runtime = self._runtime
+        with runtime.state_lock:
+            return runtime.phases.of(runtime.row(stream))
+
     def adapted_model(self, stream: Hashable | None = None) -> nn.Module:
         """A plain copy of the model with a stream's statistics baked in; compact, without taps.
 

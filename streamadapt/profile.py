@@ -80,7 +80,11 @@ class SourceProfile:
             )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it to a safetensors file; what was there is replaced when the new file is whole."""
+        """Write it to a safetensors file; what was there is replaced when the new file is whole.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         plain = {
             field.name: getattr(self, field.name)
             for field in fields(self)
@@ -92,9 +96,11 @@ class SourceProfile:
         try:
             save_file(tensors, beside, metadata=described)
             os.replace(beside, path)
-        except BaseException:
+        except BaseException as error:
             if os.path.exists(beside):
                 os.unlink(beside)
+            if isinstance(error, SafetensorError):
+                raise OSError(f"{os.fspath(path)}: cannot be written: {error}") from error
             raise
 
     @classmethod

@@ -69,7 +69,7 @@ def settle(
     *,
     entries: int,
     due: Sequence[bool],
-    trust: Tensor | None,
+    committed: Committed,
     step_lock: StepLock,
     state_lock: AbstractContextManager[Any],
 ) -> tuple[Any, Committed]:
@@ -83,23 +83,23 @@ def settle(
         where: the step's rows.
         entries: batch size.
         due: which of the rows it is for.
-        trust: of the frames, as the step's commit found it.
+        committed: the step's; frames and rows that it did not accept are left out here as well.
         step_lock: held for the step.
         state_lock: held while the bank changes.
 
     Returns:
         The model's output under the statistics of the pass, and the commit.
     """
-    rows = None
-    if not all(due):
-        mask = torch.tensor(due, dtype=torch.float64).unsqueeze(1)
-        rows = upload(mask, engine.device)
     device = engine.device
+    accepted = (committed.verdict > 0).unsqueeze(1)
+    if not all(due):
+        accepted = accepted & upload(torch.tensor(due).unsqueeze(1), device)
+    settling = Settling(committed.weights * accepted, committed.trust)
     with (
         step_lock.forward(),
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         torch.no_grad(),
-        engine.armed(where, entries=entries, observe=True, settling=Settling(rows, trust)) as step,
+        engine.armed(where, entries=entries, observe=True, settling=settling) as step,
     ):
         output = forward()
     with state_lock:

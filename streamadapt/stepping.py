@@ -116,19 +116,16 @@ class Stepper:
             runtime.newest_pts.update(newest)
             outcome, committed = self._outcome(step, where)
             frames = frames_by_stream(admission, real)
-            settled = None
+            facts = RecordedStep(runtime.steps, frames, where, newest, outcome)
+            self._record(facts, committed, output)
             if committed is not None and committed.phase is not None:
                 again, settled = self._settle(call, where, step, committed, admission.streams)
-                if runtime.timing == "synchronous" and runtime.mode == "adapt" and settled:
-                    output = again
+                if settled is not None:
+                    self._record(replace(facts, settling=True), settled, again)
+                    if runtime.timing == "synchronous" and runtime.mode == "adapt":
+                        output = again
             watch.mark()
             with runtime.state_lock:
-                if runtime.recorder is not None:
-                    facts = RecordedStep(runtime.steps, frames, where, newest, outcome)
-                    runtime.recorder.record(facts, committed, output)
-                    if settled is not None:
-                        facts = replace(facts, settling=True)
-                        runtime.recorder.record(facts, settled, output)
                 verdict = None if committed is None else committed.verdict
                 runtime.ledger.settle(
                     StepFacts(runtime.steps, frames, admission.rows, watch), outcome, verdict
@@ -136,6 +133,13 @@ class Stepper:
             runtime.steps += 1
             runtime.outbox.deliver()
             return output
+
+    def _record(self, facts: RecordedStep, committed: Committed | None, output: Any) -> None:
+        """Put a commit into the journal, before the next one changes the rows."""
+        runtime = self._runtime
+        if runtime.recorder is not None:
+            with runtime.state_lock:
+                runtime.recorder.record(facts, committed, output)
 
     def _forward(
         self, call: Call, where: StepRows, entries: int | None, watch: Stopwatch
@@ -242,7 +246,7 @@ class Stepper:
                 where,
                 entries=step.entries,
                 due=due,
-                trust=committed.trust,
+                committed=committed,
                 step_lock=runtime.step_lock,
                 state_lock=runtime.state_lock,
             )

@@ -213,23 +213,21 @@ def main() -> None:
         found = summarise(results)
         show(world, found)
         judged = claims(found)
-        output = None
-        if options.streams is None and options.seeds is None:
-            output = RESULTS / f"adaptation-continual-{name}.json"
-            write(
-                output,
-                benchmark="adaptation.continual",
-                arguments={"world": name, "seeds": SEEDS[:count], "frames": FRAMES[name]},
-                environment=where,
-                results={
-                    "title": world.title,
-                    "configuration": configuration(),
-                    "estimator": repr(Restarting()),
-                    "severity": SEVERITY,
-                    "streams": found,
-                },
-                claims=judged,
-            )
+        output = RESULTS / f"adaptation-continual-{name}.json"
+        write(
+            output,
+            benchmark="adaptation.continual",
+            arguments={"world": name, "seeds": SEEDS[:count], "frames": FRAMES[name]},
+            environment=where,
+            results={
+                "title": world.title,
+                "configuration": configuration(),
+                "estimator": repr(Restarting()),
+                "severity": SEVERITY,
+                "streams": found,
+            },
+            claims=judged,
+        )
         report(judged, written=output)
 
 

@@ -70,6 +70,7 @@ def methods(world: World) -> tuple[Method, ...]:
     return (
         _fixed("frozen", "reference", "frozen"),
         _fixed("AdaBN, whole domains", "bound", "adabn"),
+        _estimator("default", "Restarting", {}, [{}], timing="lagged"),
         _estimator("batch statistics", "BatchStatistics", {}, [{}]),
         _estimator(
             "source prior",
@@ -91,7 +92,7 @@ def methods(world: World) -> tuple[Method, ...]:
             timing="synchronous",
         ),
         _estimator(
-            "EMA (our default)",
+            "EMA, half-life",
             "EMA",
             {"half_life_frames": 360},
             _grid(half_life_frames=(30, 60, 120, 180, 360, 720, 1440, 2880)),

@@ -101,7 +101,8 @@ def _best(world: World) -> dict[str, Any]:
     if not path.exists():
         raise SystemExit(f"{path.name} is missing. Run `python -m benchmarks.lab.tune` first.")
     found = json.loads(path.read_text())["results"]["methods"]
-    return {name: one["best"] for name, one in found.items()}
+    best = {name: one["best"] for name, one in found.items()}
+    return {method.name: best.get(method.name, method.default) for method in methods(world)}
 
 
 def _differs(method: Method, parameters: Any) -> bool:

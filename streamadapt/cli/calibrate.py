@@ -71,7 +71,7 @@ def main(args: argparse.Namespace) -> int:
     try:
         profile.save(args.output)
     except OSError as error:
-        raise DataError(f"{args.output}: cannot be written: {error.strerror}.") from error
+        raise DataError(f"{args.output}: cannot be written: {error}") from error
     shown = {
         "output": args.output,
         "fingerprint": profile.fingerprint,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.metrics_core import (
@@ -21,6 +21,7 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 
 from streamadapt.errors import ConfigurationError, ModelStateError, StreamError
+from streamadapt.events import Phase
 from streamadapt.instrumentation.tally import COUNTERS, HISTOGRAMS, Tally
 from streamadapt.processor import StreamProcessor
 
@@ -31,16 +32,25 @@ _HELP = {
     "updates": "Batches by what they did to the statistics.",
     "rollbacks": "Returns to an earlier state.",
     "frames_rejected": "Frames with no weight in the update; their outputs were still returned.",
+    "settling_passes": "Batches that went through the model once more, to measure a new world.",
+    "settling_failures": "Such passes in which the model raised; the outputs were still returned.",
     "events": "Events by class.",
     "handler_errors": "Calls of event handlers that raised; each was logged.",
     "inference_duration_seconds": "Time of a batch in the model, moments included.",
     "update_duration_seconds": "Time of a batch's update after the model, where one was tried.",
     "source_distance": "Distance of the statistics from the source, mean over layers.",
     "last_update_age_seconds": "Time since the statistics were last updated.",
+    "phase": "1 for what the estimator is doing with the stream, 0 for what it is not.",
     "streams": "Streams that have statistics of their own.",
     "frozen": "1 while updates are stopped.",
     "healthy": "1 while nothing keeps the runtime from updating; says nothing of the answers.",
 }
+_BY_STREAM: dict[str, tuple[str, ...]] = {
+    "source_distance": ("stream",),
+    "last_update_age_seconds": ("stream",),
+    "phase": ("stream", "phase"),
+}
+"""Names of the gauges that each stream has, each with the names of its labels."""
 log = logging.getLogger("streamadapt")
 
 
@@ -48,8 +58,8 @@ log = logging.getLogger("streamadapt")
 class _Readings:
     """Values of the gauges at one time; those of a processor that is gone when empty."""
 
-    by_stream: Mapping[str, Mapping[str, float]] = field(
-        default_factory=lambda: {"source_distance": {}, "last_update_age_seconds": {}}
+    by_stream: Mapping[str, Mapping[tuple[str, ...], float]] = field(
+        default_factory=lambda: {name: {} for name in _BY_STREAM}
     )
     plain: Mapping[str, float | None] = field(
         default_factory=lambda: {"streams": None, "frozen": None, "healthy": 0.0}
@@ -201,8 +211,13 @@ class PrometheusExporter(Collector):
         try:
             return _Readings(
                 by_stream={
-                    "source_distance": self._by_stream(lambda one: processor.drift(one).overall),
-                    "last_update_age_seconds": self._by_stream(processor.update_age_seconds),
+                    "source_distance": self._by_stream(
+                        lambda one: {(): processor.drift(one).overall}
+                    ),
+                    "last_update_age_seconds": self._by_stream(
+                        lambda one: {(): processor.update_age_seconds(one)}
+                    ),
+                    "phase": self._by_stream(lambda one: _by_phase(processor.phase(one))),
                 },
                 plain={
                     "streams": float(len(processor.streams)),
@@ -213,16 +228,20 @@ class PrometheusExporter(Collector):
         except ModelStateError:  # unwrapped since the line above
             return _Readings()
 
-    def _by_stream(self, read: Callable[[Hashable], float | None]) -> dict[str, float]:
-        values: dict[str, float] = {}
+    def _by_stream(
+        self, read: Callable[[Hashable], Mapping[tuple[str, ...], float | None]]
+    ) -> dict[tuple[str, ...], float]:
+        """What is read of each stream, by further labels; None is left out."""
+        values: dict[tuple[str, ...], float] = {}
         for stream in self._processor.streams:
             try:
-                value = read(stream)
+                found = read(stream)
             except StreamError:  # dropped since the line above
                 continue
-            if value is not None:
-                label = self._tally.stream_label(stream)
-                values[label] = max(value, values.get(label, value))
+            for further, value in found.items():
+                if value is not None:
+                    labels = (self._tally.stream_label(stream), *further)
+                    values[labels] = max(value, values.get(labels, value))
         return values
 
     def _families(
@@ -246,9 +265,11 @@ class PrometheusExporter(Collector):
     def _gauges(self, readings: _Readings) -> Iterator[Metric]:
         for name, values in readings.by_stream.items():
             unit = "seconds" if name.endswith("_seconds") else ""
-            gauge = GaugeMetricFamily(self._name(name), _HELP[name], labels=("stream",), unit=unit)
-            for stream, value in values.items():
-                gauge.add_metric([stream], value)
+            gauge = GaugeMetricFamily(
+                self._name(name), _HELP[name], labels=_BY_STREAM[name], unit=unit
+            )
+            for labels, value in values.items():
+                gauge.add_metric(labels, value)
             yield gauge
         for name, number in readings.plain.items():
             gauge = GaugeMetricFamily(self._name(name), _HELP[name])
@@ -288,3 +309,8 @@ class PrometheusExporter(Collector):
 
     def __repr__(self) -> str:
         return f"PrometheusExporter({self._processor!r}, url={self.url!r})"
+
+
+def _by_phase(phase: Phase | None) -> dict[tuple[str, ...], float]:
+    """1 for a stream's phase and 0 for the others; nothing where it has none."""
+    return {} if phase is None else {(one,): float(one == phase) for one in get_args(Phase)}

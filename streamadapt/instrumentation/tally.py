@@ -24,6 +24,8 @@ COUNTERS: dict[str, tuple[str, ...]] = {
     "updates": ("outcome",),
     "rollbacks": ("reason",),
     "frames_rejected": ("stream", "reason"),
+    "settling_passes": ("stream",),
+    "settling_failures": (),
     "events": ("event",),
 }
 """Names of the counters, each with the names of its labels."""
@@ -83,6 +85,7 @@ class Tally:
         self._counts: dict[str, dict[tuple[str, ...], int]] = {name: {} for name in COUNTERS}
         # What can be known is there from the start, at zero: a rate needs a first value.
         self._counts["batches"] = {(): 0}
+        self._counts["settling_failures"] = {(): 0}
         self._counts["updates"] = {(outcome,): 0 for outcome in get_args(ev.Outcome)}
         self._counts["events"] = {(kind.__name__,): 0 for kind in ev.Event.__subclasses__()}
         self._durations: dict[str, dict[str, Histogram]] = {name: {} for name in HISTOGRAMS}
@@ -98,6 +101,11 @@ class Tally:
                 self._count("frames_rejected", stream, event.reason, by=event.frames)
             elif isinstance(event, ev.RolledBack):
                 self._count("rollbacks", self._reasons.of(event.reason))
+            elif isinstance(event, ev.SettlingPassed):
+                for settling in event.streams:
+                    self._count("settling_passes", self._streams.of(settling))
+            elif isinstance(event, ev.SettlingFailed):
+                self._count("settling_failures")
 
     def stream_label(self, stream: Hashable) -> str:
         """The label value of a stream, which takes one of the places if any is left."""

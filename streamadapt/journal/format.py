@@ -2,8 +2,8 @@
 
 A journal is a folder of files `journal-000001.saj`, `journal-000002.saj`, ..., each complete in
 itself. `L` layers, `C` channels of all layers together (without the bank's padding), `F` fields of
-the bank (2, or 4 with low-order halves), `S` scalars of the estimator. A file is a header and then
-records until it ends.
+the bank (2, and 2 more each for low-order halves and for what lies aside), `S` scalars of the
+estimator. A file is a header and then records until it ends.
 
 Header::
 
@@ -62,7 +62,10 @@ refused), `pts_seconds` (camera time of the newest frame), `elapsed_seconds`: al
 `stated` (indices into `rows` of the K rows) and `origins`, beside it, what their states come from:
 `source` (this step began on the source), `restored` (it began on a state put there from outside) or
 `kept` (nothing but steps since the row's last record); `events` (since the previous record, oldest
-first: each an object of its fields with its class as `event`) and `events_lost` (how many more).
+first: each an object of its fields with its class as `event`) and `events_lost` (how many more);
+where the estimator asks for it, `apart`, a list of R: how far the row's single frames lie from the
+statistics in use; and `settling`, true for the record of a settling pass, which shows the frames of
+the record before it once more.
 
 A reader stops at the first record that is short or whose CRC is wrong; what follows counts as
 damaged. A writer never appends to a file that it did not begin itself.

@@ -301,10 +301,16 @@ class _Run:
         per_frame, count = self._counted(positions, frames)
         elapsed = torch.tensor(meta["elapsed_seconds"], dtype=torch.float64).unsqueeze(1)
         settling = bool(meta.get("settling"))
+        apart = meta.get("apart")
         new = self.estimator.step(
             bank.read(rows),
             Observation(
-                Moments(count, wide[0], wide[1]), frames, elapsed, layout, settling=settling
+                Moments(count, wide[0], wide[1]),
+                frames,
+                elapsed,
+                layout,
+                settling=settling,
+                apart=None if apart is None else torch.tensor(apart).double().unsqueeze(1),
             ),
         )
         bank.commit(

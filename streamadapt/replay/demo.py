@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from streamadapt.errors import ConfigurationError
-from streamadapt.estimators import EMA
 from streamadapt.processor import StreamProcessor
 from streamadapt.replay.corruptions import SEVERITIES
 from streamadapt.replay.data import BUILTIN_DIGITS, LabelledData
@@ -40,10 +39,6 @@ from streamadapt.replay.scores import error_rate
 STOCK_SEVERITY = 4
 PHASE_FRAMES = 720
 BATCH_FRAMES = 16
-# A phase is short, so the memory has to be. Chosen on this very stream, seeds 0 to 4: half-lives of
-# 30, 60 and 120 frames gain 74, 72 and 66 points or more in fog and 16, 15 and 9 at night; the
-# estimator's default, 360, gains 47 in fog and is 9 to 14 points behind at night.
-HALF_LIFE_FRAMES = 60
 FIRST_FRAMES = 64
 """How many frames count as the start of a phase, when the statistics are still those before it."""
 
@@ -147,7 +142,7 @@ def run_demo(
     images, labels = digits()
     data = LabelledData(upscale(images), labels)
     model = digits_network()
-    adapted = _Prepared("adapted", EMA(half_life_frames=HALF_LIFE_FRAMES), timing="lagged")
+    adapted = _Prepared("adapted", timing="lagged")
     processor = adapted.prepare(copy.deepcopy(model))
     adapted.incidents = incidents = Incidents(processor, scenario, data)
     with (

@@ -127,7 +127,8 @@ def verify_remappable(layer: AdaptableLayer) -> None:
     """Check that a layer's output depends on its statistics only through the normalisation.
 
     Runs the layer on a small random input twice: with other statistics, and with its own on the
-    input moved to match. Needed before a per-frame step for anything but PyTorch's own types.
+    input moved to match. Needed before a per-frame step or a settling pass for anything but
+    PyTorch's own types.
 
     Raises:
         UnsupportedModelError: the two differ.
@@ -166,7 +167,8 @@ def verify_remappable(layer: AdaptableLayer) -> None:
         raise UnsupportedModelError(
             f"Layer {layer.name!r} ({type(module).__name__}) is not activation(batch_norm(x)): "
             "its output depends on the statistics in another way, so it cannot be normalised "
-            "frame by frame. Use one stream in lagged timing, or leave it out with `layers=`."
+            "frame by frame, nor be measured in a settling pass. Leave it out with `layers=`, or "
+            "use one stream in lagged timing and `estimator=EMA()`."
         )
 
 

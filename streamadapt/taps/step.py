@@ -27,11 +27,11 @@ class Settling:
     """What a settling pass needs to know.
 
     Attributes:
-        rows: `[rows, 1]` float64, 1 for rows that it is for and 0 for others; None: for all.
+        weights: `[rows, entries]` float64, 0 for frames that it is not for; None: for all.
         trust: how much each frame counts, as in the step that it belongs to.
     """
 
-    rows: Tensor | None
+    weights: Tensor | None
     trust: Tensor | None
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from streamadapt.bank import State
 from streamadapt.estimators import Estimator, Observation
 from streamadapt.moments import Moments
-from streamadapt.testing.fakes import fake_observation, fake_state
+from streamadapt.testing.fakes import fake_observation, fake_state, settling_rows
 
 _TOLERANCE = 1e-9  # float64, with room for a sum in another order
 
@@ -49,12 +49,27 @@ class Trial:
                 yield name, got, expected
 
     def cases(self, estimator: Estimator) -> Iterator[tuple[State, Observation]]:
-        """On the source, then after several updates; each with the same observation."""
-        for updates in (0, 2):
-            state = fake_state(
-                estimator, rows=self.rows, channels=self.channels, seed=self.seed, updates=updates
-            )
+        """On the source, then after several updates; each with the same observation.
+
+        An estimator with phases is tried after more updates as well, and sees settling passes.
+        """
+        phases = settling_rows(estimator, self._state(estimator, 0)) is not None
+        for updates in (0, 2, *((5, 8) if phases else ())):
+            state = self._state(estimator, updates)
             yield state, self.observation()
+            if phases:
+                yield state, replace(self.observation(), settling=True, apart=None)
+
+    def _state(self, estimator: Estimator, updates: int) -> State:
+        return fake_state(
+            estimator, rows=self.rows, channels=self.channels, seed=self.seed, updates=updates
+        )
+
+    def rules(self, estimator: Estimator) -> tuple[Rule, ...]:
+        """`update`, as a synchronous forward calls it, and the whole step where that does more."""
+        if type(estimator).decide is Estimator.decide:
+            return (estimator.update,)
+        return estimator.update, estimator.step
 
     def observation(self, number: int = 0, *, positions: float | None = None) -> Observation:
         """One of many, each with its own number."""
@@ -63,16 +78,19 @@ class Trial:
             channels=self.channels,
             seed=self.seed + 100 + number,
             positions=positions,
+            robust=self.make().robust,
         )
 
 
+Rule = Callable[[State, Observation], State]
 Law = Callable[[Trial], Iterator[str]]
 """Yields what is wrong; nothing when the law is kept. Its name, in words, is the law's."""
 
 
-def extremes(state: State, trial: Trial) -> Iterator[tuple[str, State, Observation]]:
+def extremes(
+    state: State, seen: Observation, trial: Trial
+) -> Iterator[tuple[str, State, Observation]]:
     """Finite inputs at the ends of their range, each with a description."""
-    seen = trial.observation()
     ones = torch.ones_like(seen.moments.count)
     flat = replace(seen.moments, var=torch.zeros_like(ones))
     single = replace(seen, frames=torch.ones_like(seen.frames))
@@ -105,12 +123,17 @@ def moved(
     """
     return (
         replace(
-            state,
-            moments=affine(state.moments, factor, offset),
+            estimates_moved(state, factor=factor, offset=offset),
             source=affine(state.source, factor, offset),
         ),
         replace(observed, moments=affine(observed.moments, factor, offset)),
     )
+
+
+def estimates_moved(state: State, *, factor: float = 1.0, offset: float = 0.0) -> State:
+    """A state whose own moments are those of `factor x + offset`."""
+    aside = None if state.aside is None else affine(state.aside, factor, offset)
+    return replace(state, moments=affine(state.moments, factor, offset), aside=aside)
 
 
 def affine(moments: Moments, factor: float, offset: float) -> Moments:
@@ -124,8 +147,10 @@ def fields(moments: Moments) -> Iterator[tuple[str, Tensor]]:
 
 
 def results(state: State) -> Iterator[tuple[str, Tensor]]:
-    """What an update decides: moments and scalars."""
+    """What an update decides: moments, those aside without their count, and scalars."""
     yield from fields(state.moments)
+    if state.aside is not None:
+        yield from (("aside.mean", state.aside.mean), ("aside.var", state.aside.var))
     yield from sorted(state.scalars.items())
 
 
@@ -133,8 +158,12 @@ def arguments(state: State, observed: Observation) -> dict[str, Tensor]:
     """Every tensor that an update is given, by where it stands."""
     named = {f"state.moments.{name}": tensor for name, tensor in fields(state.moments)}
     named |= {f"state.source.{name}": tensor for name, tensor in fields(state.source)}
+    if state.aside is not None:
+        named |= {f"state.aside.{name}": tensor for name, tensor in fields(state.aside)}
     named |= {f"state.scalars[{name!r}]": tensor for name, tensor in state.scalars.items()}
     named |= {f"observed.moments.{name}": tensor for name, tensor in fields(observed.moments)}
+    if observed.apart is not None:
+        named["observed.apart"] = observed.apart
     return named | {
         "state.frames": state.frames,
         "state.updates": state.updates,
@@ -146,7 +175,10 @@ def arguments(state: State, observed: Observation) -> dict[str, Tensor]:
 def channels_of(state: State, index: Tensor) -> State:
     """Some channels of a state."""
     return replace(
-        state, moments=_picked(state.moments, index, -1), source=_picked(state.source, index, -1)
+        state,
+        moments=_picked(state.moments, index, -1),
+        source=_picked(state.source, index, -1),
+        aside=None if state.aside is None else _picked(state.aside, index, -1),
     )
 
 
@@ -157,9 +189,14 @@ def channels_seen(observed: Observation, index: Tensor) -> Observation:
 
 def rows_of(state: State, index: Tensor) -> State:
     """Some rows of a state; a row may be taken several times."""
+    aside = state.aside
     return replace(
         state,
         moments=_picked(state.moments, index, 0),
+        # The count aside means nothing, and need not have rows.
+        aside=None
+        if aside is None
+        else replace(aside, mean=aside.mean[index], var=aside.var[index]),
         frames=state.frames[index],
         updates=state.updates[index],
         scalars={name: tensor[index] for name, tensor in state.scalars.items()},
@@ -168,15 +205,17 @@ def rows_of(state: State, index: Tensor) -> State:
 
 def rows_seen(observed: Observation, index: Tensor) -> Observation:
     """Some rows of an observation."""
-    return Observation(
-        _picked(observed.moments, index, 0),
-        observed.frames[index],
-        observed.elapsed_seconds[index],
+    return replace(
+        observed,
+        moments=_picked(observed.moments, index, 0),
+        frames=observed.frames[index],
+        elapsed_seconds=observed.elapsed_seconds[index],
+        apart=None if observed.apart is None else observed.apart[index],
     )
 
 
 def with_row(observed: Observation, row: int, other: Observation) -> Observation:
-    """`other`, but with one row of `observed`."""
+    """`other`, but with one row of `observed`; both of the same kind of step."""
     own = torch.arange(observed.frames.shape[0]).unsqueeze(1) == row
     mixed = [
         torch.where(own, mine, theirs)
@@ -184,10 +223,15 @@ def with_row(observed: Observation, row: int, other: Observation) -> Observation
             fields(observed.moments), fields(other.moments), strict=True
         )
     ]
-    return Observation(
-        Moments(*mixed),
-        torch.where(own, observed.frames, other.frames),
-        torch.where(own, observed.elapsed_seconds, other.elapsed_seconds),
+    apart = observed.apart
+    if apart is not None and other.apart is not None:
+        apart = torch.where(own, apart, other.apart)
+    return replace(
+        observed,
+        moments=Moments(*mixed),
+        frames=torch.where(own, observed.frames, other.frames),
+        elapsed_seconds=torch.where(own, observed.elapsed_seconds, other.elapsed_seconds),
+        apart=apart,
     )
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from streamadapt.bank import State
 from streamadapt.estimators import Estimator, Observation
+from streamadapt.estimators.base import PHASES
 from streamadapt.moments import Moments
 
 
@@ -87,11 +89,12 @@ def fake_state(
     """A state as the bank would hand it to `estimator`, float64 `[rows, channels]`.
 
     Without `updates` all rows are on the source with their counters at the start. With them,
-    row `i` has been through `updates + i` updates on observations of its own. Counts are zero
-    unless the estimator is `counted`.
+    row `i` has been through `updates + i` steps on observations of its own, with the settling
+    passes that an estimator with phases asks for. Counts are zero unless the estimator is
+    `counted`.
 
     Args:
-        estimator: whose scalars it carries.
+        estimator: whose scalars it carries, and whose second pair of moments if it is `aside`.
         rows: how many streams.
         channels: how many channels.
         seed: fixes source and observations.
@@ -106,25 +109,33 @@ def fake_state(
     mean = 3.0 * torch.randn(channels, generator=generator, dtype=torch.float64)
     var = torch.randn(channels, generator=generator, dtype=torch.float64).exp()
     counters = torch.zeros(rows, 1, dtype=torch.float64)
+    source = Moments(torch.zeros_like(mean), mean, var)
+    everywhere = (mean.repeat(rows, 1), var.repeat(rows, 1))
     state = State(
-        moments=Moments(
-            torch.zeros(rows, channels, dtype=torch.float64),
-            mean.repeat(rows, 1),
-            var.repeat(rows, 1),
-        ),
-        source=Moments(torch.zeros_like(mean), mean, var),
+        moments=Moments(torch.zeros(rows, channels, dtype=torch.float64), *everywhere),
+        source=source,
         frames=counters,
         updates=counters.clone(),
         scalars={
             name: torch.full_like(counters, value) for name, value in estimator.scalars.items()
         },
+        aside=Moments(source.count, *everywhere) if estimator.aside else None,
     )
     if updates == 0:
         return state
     last = torch.arange(rows, dtype=torch.float64).unsqueeze(1) + updates
     for number in range(updates + rows - 1):
-        observed = fake_observation(rows=rows, channels=channels, seed=seed + 1000 + number)
-        state = _stepped(state, estimator.update(state, observed), observed, last > number)
+        observed = fake_observation(
+            rows=rows, channels=channels, seed=seed + 1000 + number, robust=estimator.robust
+        )
+        moving = last > number
+        state = _stepped(state, estimator.step(state, observed), observed, moving)
+        due = settling_rows(estimator, state)
+        if due is not None:
+            again = replace(observed, settling=True, apart=None)
+            new = _stepped(state, estimator.step(state, again), observed, moving & due)
+            # The frames have been counted already.
+            state = replace(new, frames=state.frames, updates=state.updates)
     if not estimator.counted:
         state.moments.count.zero_()
     return state
@@ -136,6 +147,7 @@ def fake_observation(
     channels: int = 6,
     seed: int = 0,
     positions: float | None = None,
+    robust: bool = False,
 ) -> Observation:
     """What a step might have seen: other moments, frames and camera time in every row.
 
@@ -144,6 +156,7 @@ def fake_observation(
         channels: how many channels.
         seed: fixes all of it.
         positions: values a frame has in each channel; drawn channel by channel when None.
+        robust: with `apart`, as a robust estimator sees it.
 
     Example:
         >>> fake_observation(seed=3).moments
@@ -158,18 +171,31 @@ def fake_observation(
     if positions is not None:
         size = torch.full_like(size, positions)
     elapsed = torch.rand(rows, 1, generator=generator, dtype=torch.float64)
-    return Observation(Moments(seen * size, mean, var), seen, elapsed * seen)
+    apart = None
+    if robust:
+        apart = 2.0 * torch.rand(rows, 1, generator=generator, dtype=torch.float64)
+    return Observation(Moments(seen * size, mean, var), seen, elapsed * seen, apart=apart)
+
+
+def settling_rows(estimator: Estimator, state: State) -> Tensor | None:
+    """Which rows ask for a settling pass, `[rows, 1]`; None for an estimator without phases."""
+    phase = estimator.phase(state.scalars)
+    return None if phase is None else phase == float(PHASES.index("settling"))
 
 
 def _stepped(old: State, new: State, observed: Observation, moving: Tensor) -> State:
     """What the bank makes of a proposal, where only some rows move on."""
-    moments = Moments(
-        torch.where(moving, new.moments.count, old.moments.count),
-        torch.where(moving, new.moments.mean, old.moments.mean),
-        torch.where(moving, new.moments.var, old.moments.var),
-    )
+
+    def chosen(one: Moments, other: Moments) -> tuple[Tensor, Tensor]:
+        return torch.where(moving, one.mean, other.mean), torch.where(moving, one.var, other.var)
+
+    count = torch.where(moving, new.moments.count, old.moments.count)
+    moments = Moments(count, *chosen(new.moments, old.moments))
+    aside = None
+    if old.aside is not None and new.aside is not None:
+        aside = Moments(old.aside.count, *chosen(new.aside, old.aside))
     scalars = {
         name: torch.where(moving, new.scalars[name], value) for name, value in old.scalars.items()
     }
     frames = old.frames + torch.where(moving, observed.frames, 0.0)
-    return State(moments, old.source, frames, old.updates + moving, scalars)
+    return State(moments, old.source, frames, old.updates + moving, scalars, aside)

@@ -289,9 +289,12 @@ class Gain(Residual):
         (torch.tensor([1.0, 1e25]), "UpdateRefused"),
     ],
 )
-def test_bad_features_hold_the_whole_row_back_and_no_other(gain, event):
+@pytest.mark.parametrize("estimator", [sa.estimators.EMA(), sa.estimators.Restarting()])
+def test_bad_features_hold_the_whole_row_back_and_no_other(estimator, gain, event):
     model = randomise(Gain())
-    processor = sa.StreamProcessor(model, alignment=calibrated(refresh_frames=1), max_streams=2)
+    processor = sa.StreamProcessor(
+        model, estimator=estimator, alignment=calibrated(refresh_frames=1), max_streams=2
+    )
     processor(frames(2), streams=["a", "b"])
     before = {name: everything(processor, name)[:-1] for name in "ab"}
     model.gain = gain.unsqueeze(1)
@@ -300,6 +303,24 @@ def test_bad_features_hold_the_whole_row_back_and_no_other(gain, event):
     assert not torch.equal(everything(processor, "a")[:-1], before["a"])
     assert torch.equal(everything(processor, "b")[:-1], before["b"])
     assert torch.isfinite(everything(processor, "a")).all()
+
+
+def test_a_settling_pass_leaves_out_the_frames_whose_features_are_bad():
+    x, results = frames(6, shift=2.0), []
+    x[1] *= 50.0
+    for kept, gain in (([0, 2, 3, 4, 5], 1.0), (list(range(6)), math.nan)):
+        model = randomise(Gain())
+        model.gain = torch.ones(len(kept), 1)
+        model.gain[1] = gain
+        with sa.StreamProcessor(model, alignment=calibrated()) as processor:
+            for step in range(5):
+                processor(x[kept], pts_seconds=step / 4)
+            assert processor.event_counts["SettlingPassed"] == 5
+            assert processor.drift().overall > 0.0
+            results.append(processor.statistics())
+    for name, moments in results[0].items():
+        torch.testing.assert_close(results[1][name].mean, moments.mean, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(results[1][name].var, moments.var, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("options", [{}, {"max_streams": 2}])
@@ -432,7 +453,7 @@ def test_a_forward_put_on_the_head_before_survives():
         return inner(x)
 
     model.head.forward = mine
-    with sa.StreamProcessor(model, alignment=coral) as processor:
+    with sa.StreamProcessor(model, estimator=FROZEN(), alignment=coral) as processor:
         processor(frames(2))
     assert len(calls) == 1 and model.head.forward is mine
 
@@ -478,7 +499,7 @@ def test_any_mix_of_grad_modes(construct, step, max_streams):
         with mode():
             processor(x)
     assert processor.event_counts["StepCompleted"] == 4
-    assert "UpdateFailed" not in processor.event_counts
+    assert not {"UpdateFailed", "SettlingFailed"} & processor.event_counts.keys()
     assert not processor._runtime.engine.head.rows.covariance.is_inference()
 
 
@@ -614,7 +635,7 @@ def test_what_does_not_fit_is_refused_before_the_model_is_touched():
 
 
 def test_the_description_tells_of_the_alignment_and_its_bytes():
-    with wrapped() as processor, sa.StreamProcessor(residual()) as without:
+    with wrapped() as processor, sa.StreamProcessor(residual(), estimator=FROZEN()) as without:
         described = processor.describe()
         assert described.alignment == repr(calibrated())
         assert described.bytes_per_stream == without.describe().bytes_per_stream + 64 + 2 * 8 * 32

@@ -28,21 +28,51 @@ def calls(run):
                 run(frames(batch, shift=1.0))
 
 
+def graphs(estimator, run):
+    """How many graphs `run` makes of a wrapped model, or without an estimator of a plain one."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(residual(), backend=counter, fullgraph=True)
+    if estimator is None:
+        run(compiled)
+    else:
+        with sa.StreamProcessor(compiled, estimator=estimator) as processor:
+            run(processor)
+            assert processor.event_counts["StepCompleted"] == 3 * len(BATCHES)
+            assert not {"LayersUnobserved", "SettlingFailed"} & processor.event_counts.keys()
+    return counter.frame_count
+
+
 def test_no_more_graphs_than_the_unwrapped_model():
-    counts = []
-    for wrap in (False, True):
-        torch._dynamo.reset()
-        counter = CompileCounterWithBackend("eager")
-        compiled = torch.compile(residual(), backend=counter, fullgraph=True)
-        if wrap:
-            with sa.StreamProcessor(compiled) as processor:
-                calls(processor)
-                assert processor.event_counts["StepCompleted"] == 3 * len(BATCHES)
-                assert "LayersUnobserved" not in processor.event_counts
-        else:
-            calls(compiled)
-        counts.append(counter.frame_count)
-    assert counts[1] <= counts[0]
+    assert graphs(sa.estimators.EMA(), calls) <= graphs(None, calls)
+
+
+def test_settling_passes_have_one_graph_for_each_of_the_models_at_most():
+    always = sa.estimators.Restarting(settling_seconds=1e9)
+    assert graphs(always, calls) <= 2 * graphs(None, calls)
+
+
+@pytest.mark.parametrize("timing", ["lagged", "synchronous"])
+def test_one_more_graph_for_the_first_settling_pass_and_none_afterwards(timing):
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(residual(), backend=counter, fullgraph=True)
+    estimator = sa.estimators.Restarting()
+    with (
+        torch.no_grad(),
+        sa.StreamProcessor(compiled, estimator=estimator, timing=timing) as processor,
+        sa.StreamProcessor(residual(), estimator=estimator, timing=timing) as reference,
+    ):
+        counts, passes = [], []
+        for step in range(40):
+            x, now = frames(8, seed=step, shift=1.0 if step < 20 else 9.0), {"pts_seconds": step}
+            torch.testing.assert_close(
+                processor(x, **now), reference(x, **now), rtol=1e-4, atol=1e-4
+            )
+            counts.append(counter.frame_count)
+            passes.append(processor.event_counts.get("SettlingPassed", 0))
+    # In synchronous timing inputs are moved anyway, and there is one graph for both.
+    assert set(counts) == {2 if timing == "lagged" else 1}
+    assert passes[0] == 1 and passes[18] == passes[19] < passes[-2] == passes[-1]
 
 
 @pytest.mark.parametrize("options", [{}, {"max_streams": 3}, {"timing": "synchronous"}])
@@ -82,8 +112,11 @@ def test_inductor_reads_live_statistics():
 
 
 def test_compiling_after_wrapping_and_in_place():
-    model = residual()
-    with sa.StreamProcessor(model, max_streams=2) as processor, torch.no_grad():
+    model, estimator = residual(), sa.estimators.EMA()
+    with (
+        sa.StreamProcessor(model, estimator=estimator, max_streams=2) as processor,
+        torch.no_grad(),
+    ):
         model.compile(backend="eager", fullgraph=True)
         processor(frames(3, shift=1.0), streams=["a", "b", "b"])
         assert processor.drift("b").overall > 0.0

@@ -21,8 +21,9 @@ from tests.models import Residual, randomise
 
 SAFE = sa.estimators
 LAGGED = [SAFE.EMA(half_life_frames=20), SAFE.EMA(momentum=0.1, rule="mixture"), SAFE.Welford()]
-LAGGED += [SAFE.Welford(prior_frames=8), SAFE.DUA(), SAFE.MECTA()]
+LAGGED += [SAFE.Welford(prior_frames=8), SAFE.DUA(), SAFE.MECTA(), SAFE.Restarting()]
 SYNCHRONOUS = [SAFE.BatchStatistics(), SAFE.SourcePrior(16), SAFE.AlphaBN(0.9), SAFE.EMA()]
+SYNCHRONOUS += [SAFE.Restarting()]
 
 
 def model() -> nn.Module:
@@ -74,9 +75,11 @@ def test_a_replay_of_what_was_recorded_ends_in_the_same_statistics(
     ) as processor:
         drive(processor)
         wanted = {name: processor.statistics(name) for name in ("a", "b")}
+    passes = processor.event_counts.get("SettlingPassed", 0)
+    assert (passes > 0) == isinstance(estimator, SAFE.Restarting)
     replay = replay_journal(tmp_path)
     assert replay.same
-    assert (replay.lost, replay.records) == (0, 31)
+    assert (replay.lost, replay.records) == (0, 31 + passes)
     tolerance = 1e-5 if precision == "single" else 5e-3
     assert replay.deviation < tolerance
     for name, layers in wanted.items():
@@ -115,19 +118,28 @@ def test_another_estimator_is_exact_in_the_first_layer(tmp_path: Path) -> None:
     assert not torch.allclose(got["3"].mean, wanted["3"].mean, rtol=1e-5, atol=1e-5)
 
 
-def test_outputs_and_statistics_are_the_same_with_and_without(tmp_path: Path) -> None:
+@pytest.mark.parametrize("estimator", [SAFE.EMA(), SAFE.Restarting()], ids=["EMA", "Restarting"])
+def test_outputs_and_statistics_are_the_same_with_and_without(
+    estimator: sa.estimators.Estimator, tmp_path: Path
+) -> None:
     outputs = []
     for journal in (None, tmp_path):
-        with sa.StreamProcessor(model(), max_streams=2, journal=journal) as processor:
+        with sa.StreamProcessor(
+            model(), estimator=estimator, max_streams=2, journal=journal
+        ) as processor:
             drive(processor)
-            outputs.append((processor(frames(99), streams="a"), processor.statistics("a")))
+            output = processor(frames(99), streams="a", pts_seconds=9.0)
+            outputs.append((output, processor.statistics("a")))
+            assert processor.drift("a").overall > 0.0
     (plain, before), (recorded, after) = outputs
     assert torch.equal(plain, recorded)
     assert all(torch.equal(before[name].mean, after[name].mean) for name in before)
 
 
 def test_what_happened_stands_in_the_journal_and_no_image_does(tmp_path: Path) -> None:
-    with sa.StreamProcessor(model(), max_streams=2, journal=tmp_path) as processor:
+    with sa.StreamProcessor(
+        model(), estimator=SAFE.EMA(), max_streams=2, journal=tmp_path
+    ) as processor:
         drive(processor)
     records = [payload for _, payload in JournalReader(tmp_path)]
     outcomes = {payload.meta["outcome"] for payload in records}
@@ -155,6 +167,26 @@ def test_what_happened_stands_in_the_journal_and_no_image_does(tmp_path: Path) -
     assert size < len(records) * (3 * per_step + 2000)
 
 
+def test_a_settling_pass_is_a_record_behind_its_steps(tmp_path: Path) -> None:
+    with sa.StreamProcessor(model(), max_streams=2, journal=tmp_path) as processor:
+        drive(processor)
+    records = [payload.meta for _, payload in JournalReader(tmp_path)]
+    again = [index for index, meta in enumerate(records) if meta.get("settling")]
+    assert len(again) == processor.event_counts["SettlingPassed"] > 0
+    assert len(records) == 31 + len(again)
+    for index in again:
+        step, its_pass = records[index - 1], records[index]
+        assert "settling" not in step
+        for name in ("step", "streams", "rows", "frames", "pts_seconds", "elapsed_seconds"):
+            assert its_pass[name] == step[name]
+        # Rows that were not due for one took no part.
+        pairs = zip(its_pass["committed"], step["committed"], strict=True)
+        assert all(one in (0, other) for one, other in pairs)
+    events = [one["event"] for meta in records for one in meta["events"]]
+    assert events.count("SettlingPassed") == len(again)
+    assert "PhaseChanged" in events
+
+
 def test_health_is_what_numpy_says(tmp_path: Path) -> None:
     with sa.StreamProcessor(model(), max_streams=2, journal=tmp_path) as processor:
         scores = processor(frames(0), streams=["a", "b", "b", "a", "b", "b"])
@@ -174,7 +206,7 @@ def test_a_journal_keeps_within_its_bounds_and_replays_from_where_it_begins(
     tmp_path: Path,
 ) -> None:
     journal = Journal(tmp_path, max_file_bytes=20_000, max_files=3, state_every=5)
-    with sa.StreamProcessor(model(), journal=journal) as processor:
+    with sa.StreamProcessor(model(), estimator=SAFE.EMA(), journal=journal) as processor:
         for step in range(120):
             processor(frames(step))
         processor.flush()
@@ -191,7 +223,7 @@ def test_a_journal_keeps_within_its_bounds_and_replays_from_where_it_begins(
 
 def test_a_replaced_source_begins_a_file_and_a_second_run_another(tmp_path: Path) -> None:
     net = model()
-    with sa.StreamProcessor(net, journal=tmp_path) as processor:
+    with sa.StreamProcessor(net, estimator=SAFE.EMA(), journal=tmp_path) as processor:
         processor(frames(0))
         net.load_state_dict(randomise(Residual(), seed=5).state_dict())
         processor(frames(1))
@@ -246,7 +278,9 @@ def test_a_slow_disk_costs_records_and_no_time(
     monkeypatch.setattr(FileWriter, "append", slow)
     events: list[Event] = []
     journal = Journal(tmp_path, queue_records=4, state_every=3)
-    with sa.StreamProcessor(model(), journal=journal, on_event=events.append) as processor:
+    with sa.StreamProcessor(
+        model(), estimator=SAFE.EMA(), journal=journal, on_event=events.append
+    ) as processor:
         for step in range(20):
             processor(frames(step))
         gate.set()

@@ -82,8 +82,10 @@ def test_backward_through_a_step_is_right(timing, max_streams):
 
 def test_the_model_reads_the_bank_itself():
     model = residual()
-    with sa.StreamProcessor(model) as processor, torch.inference_mode():
+    estimator = sa.estimators.EMA()
+    with sa.StreamProcessor(model, estimator=estimator) as processor, torch.inference_mode():
         processor(frames(4, shift=3.0))
+        assert processor.drift().overall > 0.0
         adapted = processor.statistics()["bn2"]
         torch.testing.assert_close(model.bn2.running_mean.double(), adapted.mean)
         bank = processor._runtime.engine.bank.data.untyped_storage().data_ptr()
@@ -121,15 +123,17 @@ def test_wrapping_twice_is_refused_and_again_after_unwrap_is_fine():
 def test_unwrap_happens_when_the_block_raises():
     model = residual()
     source = state_of(model)
-    with pytest.raises(KeyError), sa.StreamProcessor(model) as processor:
+    estimator = sa.estimators.EMA()
+    with pytest.raises(KeyError), sa.StreamProcessor(model, estimator=estimator) as processor:
         processor(frames(3, shift=2.0))
+        assert not same(state_of(model), source)
         raise KeyError
     assert same(state_of(model), source)
 
 
 def test_state_dict_is_compact_and_true(tmp_path):
     model = residual()
-    with sa.StreamProcessor(model, max_streams=1) as processor:
+    with sa.StreamProcessor(model, estimator=sa.estimators.EMA()) as processor:
         processor(frames(4, shift=3.0))
         state = model.state_dict()
         held = state["bn1.running_mean"]
@@ -173,7 +177,7 @@ def test_copies_are_inert(how):
 
 def test_running_the_model_beside_the_processor_adapts_nothing():
     model = residual()
-    with sa.StreamProcessor(model) as processor:
+    with sa.StreamProcessor(model, estimator=sa.estimators.EMA()) as processor:
         processor(frames(2))
         before = processor.statistics()
         model(frames(2, shift=5.0))
@@ -187,7 +191,9 @@ def test_running_the_model_beside_the_processor_adapts_nothing():
 def test_load_state_dict_becomes_the_new_source(max_streams, assign, part):
     model, other = residual(0), residual(7)
     events = []
-    processor = sa.StreamProcessor(model, max_streams=max_streams, on_event=events.append)
+    processor = sa.StreamProcessor(
+        model, estimator=sa.estimators.EMA(), max_streams=max_streams, on_event=events.append
+    )
     processor(frames(4, shift=3.0))
     processor.snapshot("before")
     if part == "model":
@@ -237,13 +243,15 @@ def test_a_change_of_dtype_is_followed(max_streams):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("max_streams", [1, 2])
-def test_models_of_other_dtypes_adapt_and_unwrap_exactly(dtype, max_streams):
+@pytest.mark.parametrize("estimator", [sa.estimators.EMA(), sa.estimators.Restarting()])
+def test_models_of_other_dtypes_adapt_and_unwrap_exactly(estimator, dtype, max_streams):
     model = residual().to(dtype)
     source = state_of(model)
     x = frames(4, shift=2.0).to(dtype)
-    with sa.StreamProcessor(model, max_streams=max_streams) as processor:
+    with sa.StreamProcessor(model, estimator=estimator, max_streams=max_streams) as processor:
         for _ in range(5):
             assert processor(x).dtype == dtype
+        assert not {"UpdateFailed", "SettlingFailed"} & processor.event_counts.keys()
         assert processor.drift().overall > 0
         assert model.bn1.running_mean.dtype == dtype
     assert same(state_of(model), source)
@@ -280,9 +288,34 @@ def test_a_layer_that_is_not_an_affine_normalisation_is_refused_per_frame():
         def forward(self, x):
             return super().forward(x) * self.running_var.sum()
 
-    sa.StreamProcessor(nn.Sequential(Odd(3)).eval()).unwrap()
+    ema = sa.estimators.EMA()
+    sa.StreamProcessor(nn.Sequential(Odd(3)).eval(), estimator=ema).unwrap()
     with pytest.raises(sa.errors.UnsupportedModelError, match=r"not activation\(batch_norm\(x\)\)"):
-        sa.StreamProcessor(nn.Sequential(Odd(3)).eval(), max_streams=2)
+        sa.StreamProcessor(nn.Sequential(Odd(3)).eval(), estimator=ema, max_streams=2)
+
+
+def test_a_layer_that_cannot_be_settled_is_refused_before_the_model_is_touched():
+    class Odd(nn.BatchNorm2d):
+        def forward(self, x):
+            return super().forward(x) * self.running_var.sum()
+
+    model = nn.Sequential(Odd(3), nn.BatchNorm2d(3)).eval()
+    buffers = list(model.buffers())
+    with pytest.raises(sa.errors.UnsupportedModelError) as caught:
+        sa.StreamProcessor(model)
+    assert str(caught.value) == (
+        "Layer '0' (Odd) is not activation(batch_norm(x)): its output depends on the statistics "
+        "in another way, so it cannot be normalised frame by frame, nor be measured in a settling "
+        "pass. Leave it out with `layers=`, or use one stream in lagged timing and "
+        "`estimator=EMA()`."
+    )
+    assert all(held is before for held, before in zip(model.buffers(), buffers, strict=True))
+    assert not any("forward" in vars(module) for module in model.modules())
+    # Both remedies help.
+    sa.StreamProcessor(model, estimator=sa.estimators.EMA()).unwrap()
+    with sa.StreamProcessor(model, layers=["1"]) as processor:
+        processor(frames(4, shift=2.0))
+        assert processor.event_counts["SettlingPassed"] == 1
 
 
 def test_a_forward_put_on_the_instance_before_survives():
@@ -295,7 +328,7 @@ def test_a_forward_put_on_the_instance_before_survives():
         return inner(x)
 
     model.bn1.forward = mine
-    with sa.StreamProcessor(model) as processor:
+    with sa.StreamProcessor(model, estimator=sa.estimators.EMA()) as processor:
         processor(frames(2))
     assert len(calls) == 1 and model.bn1.forward is mine
 

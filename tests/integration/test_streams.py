@@ -24,31 +24,39 @@ def kinds(events, *wanted):
     return [event for event in events if isinstance(event, wanted)]
 
 
+ESTIMATORS = [sa.estimators.EMA(), sa.estimators.Restarting()]
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=["EMA", "Restarting"])
 @pytest.mark.parametrize("timing", ["lagged", "synchronous"])
-def test_a_mixed_batch_gives_each_stream_what_it_would_have_had_alone(timing):
-    mixed = sa.StreamProcessor(residual(), max_streams=3, timing=timing)
-    alone = {name: sa.StreamProcessor(residual(), max_streams=3, timing=timing) for name in "abc"}
-    for seed in range(5):
+def test_a_mixed_batch_gives_each_stream_what_it_would_have_had_alone(timing, estimator):
+    options = {"estimator": estimator, "max_streams": 3, "timing": timing}
+    mixed = sa.StreamProcessor(residual(), **options)
+    alone = {name: sa.StreamProcessor(residual(), **options) for name in "abc"}
+    for seed in range(20):
         x = frames(6, seed=seed)
         names = ["a", "b", "c", "a", "c", "a"]
         for i, name in enumerate(names):
             x[i] = x[i] * (1 + "abc".index(name)) + "abc".index(name)
-        together = mixed(x, streams=names)
+        stamps = [seed / 4 + i / 25 for i in range(6)]
+        together = mixed(x, streams=names, pts_seconds=stamps)
         for name, processor in alone.items():
             mine = [i for i, n in enumerate(names) if n == name]
-            torch.testing.assert_close(
-                processor(x[mine], streams=name), together[mine], rtol=1e-4, atol=1e-4
-            )
+            output = processor(x[mine], streams=name, pts_seconds=[stamps[i] for i in mine])
+            torch.testing.assert_close(output, together[mine], rtol=1e-4, atol=1e-4)
     for name, processor in alone.items():
         for layer, mean in means(processor, name).items():
             torch.testing.assert_close(means(mixed, name)[layer], mean, rtol=1e-5, atol=1e-6)
 
 
-def test_one_stream_in_a_bank_of_many_matches_the_bound_path():
-    bound, rows = sa.StreamProcessor(residual()), sa.StreamProcessor(residual(), max_streams=4)
-    for seed in range(6):
-        x = frames(3, seed=seed, shift=seed)
-        torch.testing.assert_close(bound(x), rows(x), rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=["EMA", "Restarting"])
+def test_one_stream_in_a_bank_of_many_matches_the_bound_path(estimator):
+    bound = sa.StreamProcessor(residual(), estimator=estimator)
+    rows = sa.StreamProcessor(residual(), estimator=estimator, max_streams=4)
+    for seed in range(20):
+        x, now = frames(3, seed=seed, shift=seed // 4), {"pts_seconds": seed / 4}
+        torch.testing.assert_close(bound(x, **now), rows(x, **now), rtol=1e-4, atol=1e-4)
+    assert bound.drift().overall > 0.0
 
 
 @pytest.mark.parametrize(
@@ -76,7 +84,7 @@ def test_streams_that_do_not_fit_are_refused_before_the_forward(streams, message
     model = residual()
     calls = []
     model.conv1.register_forward_hook(lambda *_: calls.append(1))
-    processor = sa.StreamProcessor(model, max_streams=2)
+    processor = sa.StreamProcessor(model, estimator=sa.estimators.EMA(), max_streams=2)
     processor(frames(1), streams=["x"])
     before = means(processor, "x")
     with pytest.raises(sa.errors.StreamError) as caught:
@@ -100,7 +108,7 @@ def test_the_least_recently_used_stream_is_evicted():
 
 
 def test_a_dropped_stream_starts_again_from_the_source():
-    processor = sa.StreamProcessor(residual(), max_streams=2)
+    processor = sa.StreamProcessor(residual(), estimator=sa.estimators.EMA(), max_streams=2)
     processor(frames(2, shift=3.0), streams="a")
     processor.drop_stream("a")
     assert processor.streams == ()
@@ -116,8 +124,9 @@ def test_a_dropped_stream_starts_again_from_the_source():
 def test_a_single_stream_may_be_dropped_and_the_model_is_on_the_source_again():
     model = residual()
     source = model.bn1.running_mean.clone()
-    processor = sa.StreamProcessor(model)
+    processor = sa.StreamProcessor(model, estimator=sa.estimators.EMA())
     processor(frames(2, shift=3.0))
+    assert not torch.equal(model.bn1.running_mean, source)
     processor.drop_stream("default")
     assert torch.equal(model.bn1.running_mean, source)
 
@@ -143,7 +152,7 @@ def test_snapshot_and_rollback_restore_to_the_bit(max_streams):
 
 
 def test_rollback_to_the_source_and_by_stream():
-    processor = sa.StreamProcessor(residual(), max_streams=2)
+    processor = sa.StreamProcessor(residual(), estimator=sa.estimators.EMA(), max_streams=2)
     processor(frames(2, shift=2.0), streams=["a", "b"])
     processor.snapshot("noon")
     processor(frames(2, shift=9.0), streams=["a", "b"])
@@ -157,16 +166,19 @@ def test_rollback_to_the_source_and_by_stream():
 
 
 def test_a_snapshot_before_the_first_frame_is_the_source():
-    processor = sa.StreamProcessor(residual())
+    processor = sa.StreamProcessor(residual(), estimator=sa.estimators.EMA())
     processor.snapshot("start")
     processor(frames(3, shift=4.0))
+    assert processor.drift().overall > 0.0
     processor.rollback("start")
     assert processor.drift().overall == 0.0
 
 
 def test_snapshots_are_bounded_and_named_errors_are_clear():
     events = []
-    processor = sa.StreamProcessor(residual(), max_snapshots=2, on_event=events.append)
+    processor = sa.StreamProcessor(
+        residual(), estimator=sa.estimators.EMA(), max_snapshots=2, on_event=events.append
+    )
     with pytest.raises(sa.errors.SnapshotError) as caught:
         processor.rollback()
     assert str(caught.value) == (
@@ -187,7 +199,7 @@ def test_snapshots_are_bounded_and_named_errors_are_clear():
 
 
 def test_freeze_stops_updates_and_keeps_the_statistics():
-    processor = sa.StreamProcessor(residual())
+    processor = sa.StreamProcessor(residual(), estimator=sa.estimators.EMA())
     processor(frames(3, shift=2.0))
     before, x = means(processor), frames(2)
     plain = processor.adapted_model()
@@ -209,7 +221,7 @@ def test_frozen_runs_the_source_bit_for_bit():
 
 
 def test_an_adapted_model_is_plain_and_gives_the_same_answers():
-    processor = sa.StreamProcessor(residual(), max_streams=2)
+    processor = sa.StreamProcessor(residual(), estimator=sa.estimators.EMA(), max_streams=2)
     processor(frames(4, shift=2.0), streams="a")
     twin = processor.adapted_model("a")
     assert type(twin) is Residual and not twin.training
@@ -250,8 +262,21 @@ def test_the_clock_gives_the_time_of_frames_without_a_stamp():
     for moment in (0.0, 1.0, 100.0):
         now[0] = moment
         processor(torch.ones(1, 3, 2, 2))
-    # The first frame spans no time; a gap counts as one second a frame at most.
-    assert float(processor.statistics()["0"].mean[0]) == pytest.approx(0.75)
+    # The first frame stands for 1/25 s; a gap counts as one second a frame at most.
+    assert float(processor.statistics()["0"].mean[0]) == pytest.approx(1 - 2 ** -(0.04 + 1 + 1))
+
+
+def test_frames_without_a_stamp_are_never_closer_than_a_twenty_fifth_of_a_second():
+    processor = sa.StreamProcessor(
+        nn.Sequential(nn.BatchNorm2d(3)).eval(),
+        estimator=sa.estimators.EMA(half_life_seconds=1.0),
+        clock=lambda: 7.0,
+    )
+    for count in (3, 4):
+        processor(torch.ones(count, 3, 2, 2))
+    assert float(processor.statistics()["0"].mean[0]) == pytest.approx(1 - 2 ** -(7 / 25))
+    processor(torch.zeros(2, 3, 2, 2), pts_seconds=7.0)  # stamps are believed
+    assert float(processor.statistics()["0"].mean[0]) == pytest.approx(1 - 2 ** -(7 / 25))
 
 
 class TestShadow:
@@ -286,13 +311,15 @@ class TestShadow:
         assert all(0.0 <= event.agreement <= 1.0 for event in compared)
         assert compared[-1].relative_difference > 0.0
 
-    def test_the_candidate_is_what_adapt_would_have_been(self):
-        x = [frames(4, seed=seed, shift=2.0) for seed in range(5)]
-        shadow = sa.StreamProcessor(residual(), mode="shadow", shadow_every=1)
-        adapt = sa.StreamProcessor(residual(), max_streams=2)
-        for batch in x:
-            shadow(batch)
-            adapt(batch)
+    @pytest.mark.parametrize("estimator", ESTIMATORS, ids=["EMA", "Restarting"])
+    def test_the_candidate_is_what_adapt_would_have_been(self, estimator):
+        x = [frames(4, seed=seed, shift=2.0) for seed in range(10)]
+        shadow = sa.StreamProcessor(residual(), estimator=estimator, mode="shadow", shadow_every=1)
+        adapt = sa.StreamProcessor(residual(), estimator=estimator, max_streams=2)
+        for step, batch in enumerate(x):
+            shadow(batch, pts_seconds=step / 2)
+            adapt(batch, pts_seconds=step / 2)
+        assert adapt.drift().overall > 0.05
         for name, mean in means(adapt).items():
             torch.testing.assert_close(means(shadow)[name], mean, rtol=1e-6, atol=1e-7)
 
@@ -326,7 +353,9 @@ class TestShadow:
     def test_going_to_adapt_starts_from_the_source(self):
         model = residual()
         source = state_of(model)
-        processor = sa.StreamProcessor(model, mode="shadow", shadow_every=1)
+        processor = sa.StreamProcessor(
+            model, estimator=sa.estimators.EMA(), mode="shadow", shadow_every=1
+        )
         processor(frames(4, shift=3.0))
         processor.mode = "adapt"
         assert processor.drift().overall == 0.0 and same(state_of(model), source)

@@ -44,7 +44,8 @@ def test_the_iteration_is_the_inverse_root(device: str, size: int) -> None:
 @pytest.mark.parametrize("max_streams", [1, 3])
 @pytest.mark.parametrize("device", DEVICES)
 def test_outputs_are_those_of_the_cpu(device: str, max_streams: int) -> None:
-    coral, options = calibrated(), {"max_streams": max_streams}
+    coral = calibrated()
+    options = {"estimator": sa.estimators.EMA(), "max_streams": max_streams}
     streams = ["a", "b", "a", "b", "b"] if max_streams > 1 else None
     here = sa.StreamProcessor(residual(), alignment=coral, **options)
     there = sa.StreamProcessor(residual().to(device), alignment=coral, **options)
@@ -67,7 +68,10 @@ def test_no_step_waits_for_the_device(max_streams: int) -> None:
     with (
         torch.inference_mode(),
         sa.StreamProcessor(
-            residual().to("cuda"), alignment=calibrated(), max_streams=max_streams
+            residual().to("cuda"),
+            estimator=sa.estimators.EMA(),
+            alignment=calibrated(),
+            max_streams=max_streams,
         ) as processor,
     ):
         for one in batches:

@@ -193,7 +193,8 @@ def test_mixed_streams_are_followed_as_each_alone(device: str, options: dict[str
 def test_the_model_comes_back_bit_exactly(device: str) -> None:
     model = residual().to(device)
     held = {name: (tensor, tensor.clone()) for name, tensor in model.named_buffers()}
-    with torch.inference_mode(), sa.StreamProcessor(model) as processor:
+    estimator = sa.estimators.EMA()
+    with torch.inference_mode(), sa.StreamProcessor(model, estimator=estimator) as processor:
         for frames in batches(3):
             processor(frames.to(device))
     for name, tensor in model.named_buffers():
@@ -204,7 +205,10 @@ def test_the_model_comes_back_bit_exactly(device: str) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_empty_batches_and_spoilt_frames_leave_the_state_as_it_should_be(device: str) -> None:
-    spoilt, clean = (sa.StreamProcessor(residual().to(device)) for _ in range(2))
+    estimator = sa.estimators.EMA()
+    spoilt, clean = (
+        sa.StreamProcessor(residual().to(device), estimator=estimator) for _ in range(2)
+    )
     frames = next(batches(1)).to(device)
     broken = frames.clone()
     broken[2] = float("nan")

@@ -24,7 +24,7 @@ ROOT = "streamadapt"
 # Each module may import from its own layer and from those above it in this list. `streamadapt`
 # itself, which only hands names on, has a place of its own; `testing` may import anything.
 LAYERS = (
-    {"errors", "events", "moments", "transfer"},
+    {"errors", "events", "fingerprint", "moments", "profile", "transfer"},
     {"layout"},
     {"bank", "ops", "streams"},
     {"alignment", "drift", "estimators", "taps"},
@@ -44,7 +44,7 @@ LAYERS = (
         "steplock",
         "stepping",
     },
-    {"offline", "processor"},
+    {"calibration", "offline", "processor"},
     {ROOT},
     {"doctor", "instrumentation", "replay"},
     {"__main__", "cli"},
@@ -73,10 +73,12 @@ def test_all_is_the_sorted_public_surface() -> None:
 def test_the_surface_is_what_the_documentation_promises() -> None:
     assert sa.__all__ == [
         "Moments",
+        "SourceProfile",
         "StreamProcessor",
         "__version__",
         "adabn",
         "alignment",
+        "calibrate",
         "drift",
         "errors",
         "estimators",

@@ -89,7 +89,7 @@ def test_a_model_that_can_be_adapted(models: str, capsys: pytest.CaptureFixture[
     assert main(["doctor", "--model", f"{models}:ordinary"]) == 0
     text = capsys.readouterr().out
     assert "It can be adapted." in text
-    assert "1 adaptable BatchNorm2d batchnorm 40 float32 520" in " ".join(text.split())
+    assert "1 adaptable BatchNorm2d batchnorm 40 float32 1032" in " ".join(text.split())
     assert "nothing to adapt in 1 LayerNorm layer" in text
 
 
@@ -169,8 +169,15 @@ def test_bytes_a_camera_are_what_a_processor_spends() -> None:
     report = examine_model(deep())
     with sa.StreamProcessor(deep()) as processor:
         assert report.bytes_per_stream == processor.describe().bytes_per_stream
-    counters = 16  # frames and updates of the stream
+    estimator = sa.estimators.Restarting()
+    # Frames and updates of the stream, and what the default estimator remembers of it.
+    counters = 8 * (2 + len(estimator.scalars))
     assert sum(layer.state_bytes for layer in report.layers) + counters == report.bytes_per_stream
+    # Two pairs of means and variances in fp32, one of them aside, and a count.
+    assert [layer.state_bytes for layer in report.layers] == [
+        2 * 2 * 4 * 64 + 8,
+        2 * 2 * 4 * 32 + 8,
+    ]
 
 
 @pytest.mark.parametrize("make", [deep, lambda: nn.Sequential(Strange(4)).eval()])
@@ -189,7 +196,12 @@ def test_what_several_streams_cannot_have_is_a_limit() -> None:
     report = examine_model(nn.Sequential(Strange(4)).eval())
     assert report.refused == ()
     (limit,) = report.limits
-    assert "Use one stream in lagged timing" in limit
+    assert limit.endswith("use one stream in lagged timing and `estimator=EMA()`.")
+    sa.StreamProcessor(nn.Sequential(Strange(4)).eval(), estimator=sa.estimators.EMA()).unwrap()
+    for refused in ({"estimator": sa.estimators.EMA(), "max_streams": 2}, {}):
+        with pytest.raises(sa.errors.UnsupportedModelError) as caught:
+            sa.StreamProcessor(nn.Sequential(Strange(4)).eval(), **refused)  # type: ignore[arg-type]
+        assert str(caught.value) == limit
 
 
 def test_a_model_without_layers_costs_nothing() -> None:

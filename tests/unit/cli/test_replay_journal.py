@@ -17,7 +17,9 @@ from streamadapt.cli.command import main
 def journal(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("journal")
     torch.manual_seed(0)
-    with sa.StreamProcessor(nn.BatchNorm2d(3).eval(), journal=folder) as processor:
+    with sa.StreamProcessor(
+        nn.BatchNorm2d(3).eval(), estimator=sa.estimators.EMA(), journal=folder
+    ) as processor:
         for step in range(20):
             processor(torch.randn(4, 3, 5, 5) + (3.0 if step >= 10 else 0.0), streams="front door")
     return folder

@@ -22,6 +22,7 @@ from streamadapt.estimators import (
     Estimator,
     Frozen,
     Observation,
+    Restarting,
     SourcePrior,
     Welford,
 )
@@ -53,6 +54,11 @@ SHIPPED = (
     MECTA(),
     MECTA(0.01),
     MECTA(100.0, floor=1e-6),
+    Restarting(),
+    # Hardly ever at rest: every step is a block, and nothing is too small to follow.
+    Restarting(material=0.0, block_frames=1, block_seconds=0.01, alarm=1.5, clip=50.0),
+    # At rest once it has settled, however far the world is from the source.
+    Restarting(material=1e3, spread=1e3, unlike=1e3, settling_seconds=0.1, max_weight=1.0),
 )
 
 
@@ -61,7 +67,7 @@ def test_every_shipped_estimator_keeps_every_law(estimator: Estimator) -> None:
     check_estimator(estimator)
 
 
-@pytest.mark.parametrize("estimator", [EMA, Welford, DUA])
+@pytest.mark.parametrize("estimator", [EMA, Welford, DUA, Restarting])
 def test_a_factory_is_checked_like_an_instance(estimator: type[Estimator]) -> None:
     check_estimator(estimator, seed=3, rows=2, channels=9)
 
@@ -268,6 +274,98 @@ class RunsOut(Half):
         return state.advance(state.moments.blend(observed.moments, weight))
 
 
+class Aside(Half):
+    """Keeps every law, with a second pair of moments and phases of its own."""
+
+    aside = True
+    scalars: Mapping[str, float] = {"place": 0.0}
+
+    def update(self, state: State, observed: Observation) -> State:
+        new = super().update(state, observed)
+        assert state.aside is not None
+        return replace(new, aside=state.aside.blend(observed.moments, 0.25))
+
+    def decide(self, old: State, new: State, observed: Observation) -> State:
+        settles = new.scalars["place"] == 0.0
+        place = torch.where(settles & torch.tensor(observed.settling), 1.0, new.scalars["place"])
+        return new.advance(new.moments, place=place)
+
+    def phase(self, scalars: Mapping[str, Tensor]) -> Tensor | None:
+        return scalars["place"]
+
+
+class LeavesNothingAside(Aside):
+    def update(self, state: State, observed: Observation) -> State:
+        return replace(super().update(state, observed), aside=None)
+
+
+class NarrowAside(Aside):
+    def update(self, state: State, observed: Observation) -> State:
+        new = super().update(state, observed)
+        assert new.aside is not None
+        return replace(new, aside=replace(new.aside, var=new.aside.var.float()))
+
+
+class NoSuchPhase(Aside):
+    def decide(self, old: State, new: State, observed: Observation) -> State:
+        place = new.scalars["place"] + 1.0
+        return new.advance(new.moments, place=place)
+
+
+class FlatPhase(Aside):
+    def phase(self, scalars: Mapping[str, Tensor]) -> Tensor | None:
+        return scalars["place"].flatten()
+
+
+class DecidesByDivision(Aside):
+    def decide(self, old: State, new: State, observed: Observation) -> State:
+        assert old.aside is not None
+        ratio = (new.moments.var / old.aside.var).mean(dim=1, keepdim=True)
+        return super().decide(old, new, observed).advance(new.moments, place=0.0 * ratio)
+
+
+class NegativeAside(Aside):
+    def update(self, state: State, observed: Observation) -> State:
+        assert state.aside is not None
+        var = state.aside.var + 1.5 * (observed.moments.var - state.aside.var)
+        return (
+            super()
+            .update(state, observed)
+            .advance(state.moments, aside=replace(state.aside, var=var))
+        )
+
+
+class DecidesInPlace(Aside):
+    def decide(self, old: State, new: State, observed: Observation) -> State:
+        assert old.aside is not None
+        old.aside.mean.mul_(0.5)
+        return super().decide(old, new, observed)
+
+
+class DecidesForAll(Aside):
+    """All streams get what any of them has come to."""
+
+    def decide(self, old: State, new: State, observed: Observation) -> State:
+        mean = new.moments.mean.mean(dim=0, keepdim=True).expand_as(new.moments.mean)
+        return with_mean(super().decide(old, new, observed), mean)
+
+
+class FlooredAside(Aside):
+    def update(self, state: State, observed: Observation) -> State:
+        new = super().update(state, observed)
+        assert new.aside is not None
+        return replace(new, aside=replace(new.aside, var=new.aside.var + 0.1))
+
+
+class CannotPass(Aside):
+    """Takes a settling pass for granted on every row."""
+
+    def decide(self, old: State, new: State, observed: Observation) -> State:
+        if observed.settling and bool((observed.frames == 0).any()):
+            raise ZeroDivisionError("no frames in a pass")
+        return super().decide(old, new, observed)
+
+
 BROKEN = {
     OddTiming: "declarations make sense",
     Anonymous: "declarations make sense",
@@ -294,11 +392,22 @@ BROKEN = {
     CountsLayers: "layers that did not run stay as they are",
     InsistsOnNumbers: "no row takes a value that is not finite",
     RunsOut: "every declared timing works",
+    LeavesNothingAside: "results have the declared form",
+    NarrowAside: "results have the declared form",
+    NoSuchPhase: "phases are known ones",
+    FlatPhase: "declarations make sense",
+    DecidesByDivision: "results are finite",
+    NegativeAside: "results are finite",
+    DecidesInPlace: "arguments are left alone",
+    DecidesForAll: "rows do not mix",
+    FlooredAside: "scaling the input scales the statistics",
+    CannotPass: "absent streams stay as they are",
 }
 
 
-def test_the_broken_ones_are_broken_in_one_way_only() -> None:
-    check_estimator(Half)
+@pytest.mark.parametrize("whole", [Half, Aside])
+def test_the_broken_ones_are_broken_in_one_way_only(whole: type[Half]) -> None:
+    check_estimator(whole)
 
 
 @pytest.mark.parametrize(
@@ -381,6 +490,30 @@ def test_a_fake_state_is_what_the_bank_would_hand_over() -> None:
     )
     assert warm.moments.count.eq(0).all()
     assert fake_state(Welford(), updates=1).moments.count.gt(0).all()
+    assert warm.aside is None
     seen = fake_observation(rows=2, channels=3, positions=4.0)
     assert torch.equal(seen.moments.count, seen.frames * torch.full((3,), 4.0).double())
     assert isinstance(seen.moments, Moments)
+    assert seen.apart is None
+
+
+def test_a_fake_state_has_been_through_the_settling_passes_that_it_asked_for() -> None:
+    estimator = Aside()
+    fresh = fake_state(estimator, rows=2, channels=3)
+    assert fresh.aside is not None and fresh.aside.count.eq(0).all()
+    assert torch.equal(fresh.aside.mean, fresh.moments.mean)
+    assert torch.equal(fresh.aside.var, fresh.moments.var)
+    assert fake_state(Restarting(level=0.5)).scalars["level"].eq(0.5).all()
+    assert fresh.scalars["place"].eq(0).all()
+    warm = fake_state(estimator, rows=2, channels=3, updates=1)
+    assert warm.scalars["place"].eq(1).all()  # a pass came after the first step
+    assert warm.updates.flatten().tolist() == [1.0, 2.0]  # and is no step of its own
+    observed = fake_observation(rows=2, channels=3, seed=1000)
+    both = fresh.moments.blend(observed.moments, 0.5).blend(observed.moments, 0.5)
+    assert torch.equal(warm.moments.mean[0], both.mean[0])
+    assert torch.equal(warm.frames[0], observed.frames[0])
+    seen = fake_observation(robust=True)
+    assert seen.apart is not None and seen.apart.shape == (3, 1)
+    plain = fake_observation()
+    assert torch.equal(seen.moments.mean, plain.moments.mean)
+    assert torch.equal(seen.elapsed_seconds, plain.elapsed_seconds)

@@ -39,7 +39,7 @@ def frames(count: int, *, seed: int = 0) -> torch.Tensor:
 
 @pytest.fixture
 def processor() -> Iterator[sa.StreamProcessor]:
-    with sa.StreamProcessor(network(), max_streams=8) as wrapped:
+    with sa.StreamProcessor(network(), estimator=sa.estimators.EMA(), max_streams=8) as wrapped:
         yield wrapped
 
 
@@ -101,6 +101,109 @@ def test_a_scrape_tells_what_happened(processor: sa.StreamProcessor) -> None:
         assert age is not None and 0 <= age < 60
 
 
+def show(processor: sa.StreamProcessor, stream: str, *, count: int, after: float = 0.0) -> None:
+    """Frames of another world, at 25 a second, in batches of 8; `after` what came before."""
+    for start in range(0, count, 8):
+        stamps = [after + (start + index) / 25 for index in range(8)]
+        processor(frames(8, seed=start) * 3, streams=stream, pts_seconds=stamps)
+
+
+def phase_of(samples: Samples, stream: str) -> set[str | None]:
+    """Phases that are at 1; the others have to be there at 0."""
+    found = {
+        phase: value(samples, "phase", stream=stream, phase=phase)
+        for phase in ("settling", "following", "resting")
+    }
+    assert set(found.values()) <= {0.0, 1.0}
+    return {phase for phase, is_it in found.items() if is_it}
+
+
+def test_a_scrape_tells_the_phases_and_the_settling_passes() -> None:
+    with (
+        sa.StreamProcessor(network(), max_streams=4) as processor,
+        PrometheusExporter(processor, port=0) as exporter,
+    ):
+        assert value(scrape(exporter), "settling_failures_total") == 0
+        assert not series(scrape(exporter), "phase")
+        show(processor, "dock", count=8)
+        first = scrape(exporter)
+        show(processor, "dock", count=120, after=8 / 25)
+        show(processor, "gate", count=16)
+        settled = scrape(exporter)
+        assert {"dock": processor.phase("dock"), "gate": processor.phase("gate")} == {
+            "dock": "following",
+            "gate": "settling",
+        }
+        processor.rollback("source", stream="dock")
+        assert processor.phase("dock") is None
+        back = scrape(exporter)
+        processor.drop_stream("gate")
+        dropped = scrape(exporter)
+
+    assert phase_of(first, "dock") == {"settling"}
+    assert value(first, "settling_passes_total", stream="dock") == 1
+    assert phase_of(settled, "dock") == {"following"}
+    assert phase_of(settled, "gate") == {"settling"}
+    assert value(settled, "settling_passes_total", stream="dock") == 8  # 64 frames, 2.56 s
+    assert value(settled, "settling_passes_total", stream="gate") == 2
+    assert value(settled, "events_total", event="SettlingPassed") == 10
+    assert value(settled, "events_total", event="PhaseChanged") == 3
+    assert value(settled, "batches_total") == 1 + 15 + 2
+    assert series(back, "phase") == {"gate"}
+    assert series(dropped, "phase") == set()
+    assert value(dropped, "settling_passes_total", stream="gate") == 2
+
+
+def test_a_settling_pass_that_fails_is_counted() -> None:
+    class Once(nn.Sequential):
+        calls = 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            if self.calls % 2 == 0:
+                raise RuntimeError("not twice")
+            output: torch.Tensor = super().forward(x)
+            return output
+
+    with (
+        sa.StreamProcessor(Once(*network()).eval()) as processor,
+        PrometheusExporter(processor, port=None) as exporter,
+    ):
+        show(processor, "dock", count=24)
+        samples = scrape(exporter)
+        assert processor.status.reasons == ("the settling pass failed: RuntimeError: not twice",)
+    assert value(samples, "settling_failures_total") == 3
+    assert value(samples, "settling_passes_total", stream="dock") is None
+    assert value(samples, "events_total", event="SettlingFailed") == 3
+    assert value(samples, "updates_total", outcome="updated") == 3
+    assert phase_of(samples, "dock") == {"settling"}
+    assert value(samples, "healthy") == 0
+
+
+def test_an_estimator_without_phases_has_none_to_show(processor: sa.StreamProcessor) -> None:
+    with PrometheusExporter(processor, port=None) as exporter:
+        show(processor, "dock", count=80)
+        samples = scrape(exporter)
+    assert processor.phase("dock") is None
+    assert not series(samples, "phase") and not series(samples, "settling_passes_total")
+    assert value(samples, "settling_failures_total") == 0
+
+
+def test_phases_of_streams_beyond_the_bound_are_shown_together() -> None:
+    with (
+        sa.StreamProcessor(network(), max_streams=4) as processor,
+        PrometheusExporter(processor, port=None, max_stream_labels=1) as exporter,
+    ):
+        for stream, count in (("dock", 8), ("gate", 80), ("yard", 8)):
+            show(processor, stream, count=count)
+        samples = scrape(exporter)
+    assert (
+        series(samples, "phase") == series(samples, "settling_passes_total") == {"dock", "_other"}
+    )
+    assert phase_of(samples, "_other") == {"settling", "following"}
+    assert value(samples, "settling_passes_total", stream="_other") == 8 + 1
+
+
 def test_every_kind_of_event_has_a_counter_before_it_happens(
     processor: sa.StreamProcessor,
 ) -> None:
@@ -158,7 +261,7 @@ def test_duration_buckets_reach_from_half_a_millisecond_to_ten_seconds(
 
 def test_streams_beyond_the_bound_are_counted_together() -> None:
     with (
-        sa.StreamProcessor(network(), max_streams=8) as processor,
+        sa.StreamProcessor(network(), estimator=sa.estimators.EMA(), max_streams=8) as processor,
         PrometheusExporter(processor, port=None, max_stream_labels=2) as exporter,
     ):
         for number in range(5):

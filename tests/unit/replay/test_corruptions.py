@@ -70,7 +70,7 @@ def test_same_generator_state_gives_the_same_bits(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["gaussian_noise", "shot_noise", "motion_blur", "fog", "low_light"]
+    "name", ["gaussian_noise", "shot_noise", "motion_blur", "fog", "low_light", "colour_cast"]
 )
 def test_equal_frames_of_one_call_are_spoiled_differently(name: str) -> None:
     clean = np.repeat(striped(1, 24, 24), 2, axis=0)
@@ -135,6 +135,18 @@ def test_light_goes_the_way_its_name_says() -> None:
     assert abs(mean("contrast") - clean.mean()) < 1
     black = np.zeros((2, 24, 24, 3), dtype=np.uint8)
     assert corrupt(black, "fog", severity=3, rng=np.random.default_rng(0)).min() > 40
+
+
+def test_a_colour_cast_tints_grey_and_keeps_its_light() -> None:
+    grey = np.full((64, 8, 8, 3), 120, dtype=np.uint8)
+    for severity in SEVERITIES[:3]:  # beyond, highlights clip
+        tinted = corrupt(grey, "colour_cast", severity=severity, rng=np.random.default_rng(0))
+        assert (tinted == tinted[:, :1, :1]).all()  # the whole frame alike
+        light = (tinted[:, 0, 0] / 255.0) ** 2.2
+        np.testing.assert_allclose(light.mean(axis=1), (120 / 255) ** 2.2, rtol=0.02)
+        strongest = light.max(axis=0)  # every colour has its turn
+        np.testing.assert_allclose(strongest, strongest.mean(), rtol=0.05)
+        assert (light.argmax(axis=1) != light[0].argmax()).any()
 
 
 def test_fog_is_uneven_and_spans_its_range() -> None:

@@ -1,0 +1,156 @@
+"""Tables of the default estimator's results, for the documents."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from benchmarks.record import RESULTS, markdown
+
+MISSING = "*Not measured yet.*"
+_KEYS = {"less_oracle": "points above AdaBN", "less_frozen": "points above frozen"}
+_WORLDS = ("cifar10-resnet20", "digits", "cifar10-resnet56")
+
+
+def continual() -> str:
+    """Every stream of every world that was measured: error, and intervals."""
+    parts = []
+    for world in _WORLDS:
+        content = _load(f"adaptation-continual-{world}.json")
+        if content is None:
+            continue
+        results, arguments = content["results"], content["arguments"]
+        rows = []
+        for stream, one in results["streams"].items():
+            for policy, row in one["policies"].items():
+                cells = [_interval(row.get(key)) for key in _KEYS]
+                rows.append([stream, policy, f"{100 * row['error']:.1f}", *cells])
+        parts.append(
+            markdown([results["title"], "", "error %", *_KEYS.values()], rows)
+            + f"\n\n{len(arguments['seeds'])} seeds, {arguments['frames']} frames a domain, "
+            f"severity {results['severity']}; configuration `{results['configuration']}`. In "
+            "brackets 95 % intervals. AdaBN is told where each domain begins and sees it whole: a "
+            "bound."
+        )
+    return "\n\n".join(parts) or MISSING
+
+
+def headline() -> str:
+    """The README's: one row a stream."""
+    content = _load("adaptation-continual-cifar10-resnet20.json")
+    if content is None:
+        return MISSING
+    results, rows = content["results"], []
+    streams = results["streams"]
+    names = ("frozen", "AdaBN, whole domains", "default", "default, sync")
+    for stream, one in streams.items():
+        found = one["policies"]
+        cells = [f"{100 * found[n]['error']:.1f}" if n in found else "" for n in names]
+        rows.append([stream, *cells])
+    header = ["error %", "frozen", "AdaBN *", "default", "default, synchronous"]
+    degradations = len(streams["i.i.d., 64"]["domains"]) - 1
+    run_length = streams["correlated, 16"]["mean_run_length"]
+    arguments = content["arguments"]
+    return markdown(header, rows) + (
+        f"\n\nResNet-20 on CIFAR-10, {len(arguments['seeds'])} seeds, clean images and "
+        f"{degradations} degradations at their strongest one after the other, "
+        f"{arguments['frames']} frames each, nothing that says where one begins; one configuration "
+        f"(`{results['configuration']}`). Correlated streams show about {run_length:.0f} frames of "
+        "one class in a row; the number is the batch size. * saw each domain whole before it "
+        "answered: a bound, not a rival."
+    )
+
+
+def depth() -> str:
+    """Where the shift sits."""
+    content = _load("adaptation-depth.json")
+    if content is None:
+        return MISSING
+    rows = []
+    for name, ways in content["results"].items():
+        cells = []
+        for way in ("put_right", "let_through"):
+            values = ways[way]
+            cells += [values[0], values[1], sum(values[2:7]) / 5, sum(values[-10:]) / 10]
+        shown = [f"{value:.2f}" for value in cells[:4] + cells[5:]]
+        rows.append([name.replace("_", " ").replace("none", "clean"), *shown])
+    header = ["distance from the source", "first layer", "second", "third to seventh", "last ten"]
+    under = ["second, under the source", "third to seventh", "last ten"]
+    return markdown(header + under, rows) + (
+        "\n\nLocation-scale distance, mean over channels; ResNet-20, "
+        f"{content['arguments']['images']} images of CIFAR-10, severity "
+        f"{content['arguments']['severity']}. Four columns with the "
+        "layers before put right, three with all layers under the source's statistics, which is "
+        "the same thing for the first."
+    )
+
+
+def imagenet() -> str:
+    """MobileNetV2 by severity."""
+    content = _load("adaptation-imagenet.json")
+    if content is None:
+        return MISSING
+    results, arguments = content["results"], content["arguments"]
+    rows = [
+        [severity, policy, *(f"{100 * error:.1f}" for error in errors)]
+        for severity, each in results["severities"].items()
+        for policy, errors in each.items()
+    ]
+    names = [name.replace("_", " ") for name in arguments["degradations"]]
+    shares = ", ".join(
+        f"{policy}: {100 * row['recovered']:.0f} % of what AdaBN recovers, clean "
+        f"{_interval(row['clean_less_frozen'])} points above frozen"
+        for policy, row in results["policies"].items()
+    )
+    return markdown(["severity", "error %", "clean", *names], rows) + (
+        f"\n\nMobileNetV2 on a subset of ImageNet, batches of {arguments['batch_size']}, "
+        f"{arguments['frames']} frames a domain, {len(arguments['seeds'])} seeds; configuration "
+        f"`{arguments['configuration']}`. {shares}."
+    )
+
+
+def influence() -> str:
+    """What an attacker does to others."""
+    content = _load("robustness-influence.json")
+    if content is None:
+        return MISSING
+    rows = [
+        [domain, system, *(_points(one[key]["raised"]) for key in ("later", "mates"))]
+        for domain, each in content["results"].items()
+        for system, one in each.items()
+    ]
+    arguments = content["arguments"]
+    header = ["stream", "statistics", "later clean frames", "batch-mates while it lasts"]
+    return markdown(header, rows) + (
+        f"\n\nPoints of error that an attacker adds who owns one frame in {arguments['batch']} for "
+        f"{arguments['attacked_batches']} batches; ResNet-20, {len(arguments['seeds'])} seeds; "
+        f"configuration `{arguments['configuration']}`."
+    )
+
+
+def _points(value: float) -> str:
+    return "–" if value != value else f"{100 * value:+.1f}"
+
+
+def _interval(values: list[float] | None) -> str:
+    if values is None:
+        return ""
+    low, middle, high = (100 * value for value in values)
+    return f"{middle:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def _load(name: str) -> dict[str, Any] | None:
+    path = RESULTS / name
+    if not path.exists():
+        return None
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+SECTIONS = {
+    "adaptation": headline,
+    "continual": continual,
+    "depth": depth,
+    "imagenet": imagenet,
+    "influence": influence,
+}
