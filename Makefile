@@ -57,9 +57,11 @@ bench: $(DEV_STAMP)
 	$(VENV)/bin/python -m benchmarks.journal
 	$(VENV)/bin/python -m benchmarks.overhead
 	$(VENV)/bin/python -m benchmarks.soak
+	$(VENV)/bin/python -m benchmarks.adaptation.depth
 	$(VENV)/bin/python -m benchmarks.adaptation.severities
 	$(VENV)/bin/python -m benchmarks.adaptation.continual cifar10-resnet20 digits
 	$(VENV)/bin/python -m benchmarks.adaptation.imagenet
+	$(VENV)/bin/python -m benchmarks.adaptation.cost
 	$(VENV)/bin/python -m benchmarks.robustness.influence
 	$(VENV)/bin/python -m benchmarks.publish
 

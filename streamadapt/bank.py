@@ -27,6 +27,8 @@ class State:
         scalars: the estimator's own values, each `[rows, 1]`.
         aside: a second mean and variance, which no layer reads, for estimators that ask for it;
             its count is zero.
+        anew: `[rows, 1]` bool, in what an estimator returns: rows that it put on another state
+            altogether, so that layers which did not run follow as well; None: none.
     """
 
     moments: Moments
@@ -35,6 +37,7 @@ class State:
     updates: Tensor
     scalars: Mapping[str, Tensor]
     aside: Moments | None = None
+    anew: Tensor | None = None
 
     def advance(
         self, moments: Moments, *, aside: Moments | None = None, **scalars: Tensor
@@ -333,7 +336,10 @@ class StatisticsBank(Tallied):
             tallies[:, columns.counts] = self.layout.per_layer(new.moments.count)
         if unobserved:
             seen = positions > 0
-            proposal = torch.where(self.layout.per_channel(seen), proposal, old)
+            moves = self.layout.per_channel(seen).expand(len(old), 1, -1)
+            if new.anew is not None:
+                moves = moves | new.anew.unsqueeze(2)
+            proposal = torch.where(moves, proposal, old)
             kept = before[:, columns.counts]
             tallies[:, columns.counts] = torch.where(seen, tallies[:, columns.counts], kept)
         if self.scalar_names:

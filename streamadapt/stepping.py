@@ -30,6 +30,7 @@ from streamadapt.events import (
     ShadowCompared,
     ShadowFailed,
     UpdateFailed,
+    UpdateRefused,
 )
 from streamadapt.journal import RecordedStep
 from streamadapt.ledger import StepFacts
@@ -261,8 +262,16 @@ class Stepper:
                 streams=tuple(s for s, one in zip(streams, due, strict=True) if one),
             )
         )
+        refused = tuple(streams)
+
+        def receive(verdict: Tensor) -> None:
+            for stream, frames in zip(refused, verdict.tolist(), strict=True):
+                if frames < 0:
+                    runtime.outbox.post(UpdateRefused(step=number, stream=stream))
+
         assert settled.phase is not None
         with runtime.state_lock:
+            runtime.readouts.submit(settled.verdict, receive)
             book.read(number, streams, where.rows, settled.phase)
         return output, settled
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -294,7 +295,7 @@ class Restarting(Estimator):
         done = settling & enough & (seconds >= self.settling_seconds * (1.0 - 1e-9))
         moments = _select(material, new.aside, _like(old.source, new.aside))
         phase = torch.where(material, FOLLOWING, RESTING)
-        return new.advance(
+        advanced = new.advance(
             _select(settling, moments, old.moments),
             phase=torch.where(done, phase, scalars["phase"]),
             settled_frames=torch.where(settling, frames, scalars["settled_frames"]),
@@ -307,6 +308,7 @@ class Restarting(Estimator):
             blocks=torch.where(done, 0.0, scalars["blocks"]),
             excess=torch.where(done, 0.0, scalars["excess"]),
         )
+        return replace(advanced, anew=settling & ~material)
 
     def _watch(self, old: State, new: State, observed: Observation) -> State:
         assert new.aside is not None
@@ -353,7 +355,7 @@ class Restarting(Estimator):
         start = alarm | back
         phase = torch.where(back, RESTING, scalars["phase"])
         goes_on = ready & ~start
-        return new.advance(
+        advanced = new.advance(
             _select(start, source, new.moments),
             aside=_select(alarm, source, new.aside),
             phase=torch.where(alarm, SETTLING, phase),
@@ -372,6 +374,7 @@ class Restarting(Estimator):
             spread=torch.where((alarm & following) | back, 0.0, spread),
             insists=torch.where(alarm | back, insists.double(), scalars["insists"]),
         )
+        return replace(advanced, anew=start)
 
 
 def _seconds(observed: Observation) -> Tensor:

@@ -43,6 +43,7 @@ _HELP = {
     "phase": "1 for what the estimator is doing with the stream, 0 for what it is not.",
     "streams": "Streams that have statistics of their own.",
     "frozen": "1 while updates are stopped.",
+    "calibrated": "1 where the source's variability is known from a profile.",
     "healthy": "1 while nothing keeps the runtime from updating; says nothing of the answers.",
 }
 _BY_STREAM: dict[str, tuple[str, ...]] = {
@@ -62,7 +63,12 @@ class _Readings:
         default_factory=lambda: {name: {} for name in _BY_STREAM}
     )
     plain: Mapping[str, float | None] = field(
-        default_factory=lambda: {"streams": None, "frozen": None, "healthy": 0.0}
+        default_factory=lambda: {
+            "streams": None,
+            "frozen": None,
+            "calibrated": None,
+            "healthy": 0.0,
+        }
     )
 
 
@@ -222,6 +228,7 @@ class PrometheusExporter(Collector):
                 plain={
                     "streams": float(len(processor.streams)),
                     "frozen": float(processor.frozen),
+                    "calibrated": float(processor.calibrated),
                     "healthy": float(processor.status.healthy),
                 },
             )

@@ -310,7 +310,9 @@ class _Run:
                 elapsed,
                 layout,
                 settling=settling,
-                apart=None if apart is None else torch.tensor(apart).double().unsqueeze(1),
+                apart=None
+                if apart is None
+                else torch.tensor(apart, dtype=torch.float64).unsqueeze(1),
             ),
         )
         bank.commit(

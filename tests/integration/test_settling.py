@@ -293,3 +293,30 @@ def test_a_profile_sets_what_is_usual_and_belongs_to_its_model(tmp_path: Path) -
     with pytest.raises(sa.errors.ConfigurationError, match="`profile` is of another model"):
         sa.StreamProcessor(tiny_model(seed=5), profile=profile)
     assert not sa.StreamProcessor(tiny_model(), estimator=EMA()).calibrated
+
+
+class Sometimes(nn.Module):
+    """Runs its second layer only when told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.deep = home(), True
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inner.act1(self.inner.bn1(self.inner.conv1(x)))
+        return self.inner.act2(self.inner.bn2(self.inner.conv2(x))) if self.deep else x
+
+
+def test_a_layer_that_did_not_run_starts_anew_with_the_others() -> None:
+    model, events = Sometimes().eval(), list[Event]()
+    source = model.inner.bn2.running_mean.clone()
+    with sa.StreamProcessor(model, on_event=events.append) as processor:
+        feed = Feed(processor)
+        for seed in range(12):
+            feed(away(16, seed))
+        assert not torch.equal(processor.statistics()["inner.bn2"].mean.float(), source)
+        model.deep = False
+        for seed in range(6):
+            feed(frames(16, seed=seed))
+        assert phases(events)[:3] == ["settling", "following", "settling"]
+        assert torch.equal(processor.statistics()["inner.bn2"].mean.float(), source)

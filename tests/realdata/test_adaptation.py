@@ -1,7 +1,7 @@
 """What adaptation is worth on real images, and where it hurts: CIFAR-10 with ResNet-20.
 
-Small and few domains; `python -m benchmarks.adaptation.severities` has all of them, and those as well whose
-pictures have lost what would be needed to tell them apart, where no statistics help.
+Small and few domains; `python -m benchmarks.adaptation.severities` has all of them, and those as
+well whose pictures have lost what would be needed to tell them apart, where no statistics help.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ def frame_trust(distances: Tensor, weights: Tensor) -> Tensor:
     Returns:
         `[frames]` float64 in [0, 1].
     """
-    present = weights > 0
+    present = (weights > 0) & (distances == distances)
     usual = torch.where(present, distances, math.nan).nanmedian(dim=1, keepdim=True).values
     enough = present.sum(dim=1, keepdim=True) >= _ENOUGH_FRAMES
     limit = torch.where(present & enough, _USUAL * usual, 0.0).sum(dim=0)

@@ -26,8 +26,7 @@ from streamadapt.estimators import (
     Observation,
     SourcePrior,
 )
-from streamadapt.estimators.base import Timing
-from streamadapt.estimators.base import EachChannelAlone
+from streamadapt.estimators.base import EachChannelAlone, Timing
 from streamadapt.moments import Moments
 from streamadapt.testing import fake_observation, fake_state, frames
 

@@ -91,6 +91,7 @@ def test_a_scrape_tells_what_happened(processor: sa.StreamProcessor) -> None:
     assert value(samples, "rollbacks_total", reason="guard") == 1
     assert value(samples, "streams") == 2
     assert value(samples, "frozen") == 0
+    assert value(samples, "calibrated") == 0
     assert value(samples, "healthy") == 1
     assert value(samples, "inference_duration_seconds_count", timing="wall") == 3
     assert value(samples, "update_duration_seconds_count", timing="wall") == 2
