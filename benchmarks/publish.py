@@ -60,7 +60,8 @@ def overhead() -> str:
         + f"\n\nMedians of interleaved ratios, update included, 224×224, eager fp32 on "
         f"{hardware['torch_threads']} threads of {_cpu(hardware['cpu'])}, PyTorch "
         f"{_version(content)}; columns are network, batch size and memory layout. "
-        "The A/A row is the noise floor. No GPU has been measured yet."
+        "The A/A row is the noise floor. Adapted is with `EMA()`, measured before `Restarting()` "
+        "was the default. No GPU has been measured yet."
     )
 
 

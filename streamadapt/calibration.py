@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -17,9 +16,9 @@ from streamadapt.fingerprint import statistics_fingerprint
 from streamadapt.journal.health import output_health
 from streamadapt.layout import BankLayout
 from streamadapt.moments import Moments, location_scale_distance
-from streamadapt.offline import frames_of
+from streamadapt.offline import engine_on_copy, frames_of
 from streamadapt.profile import SIZES, SourceProfile
-from streamadapt.taps import Step, take_inventory
+from streamadapt.taps import Step
 from streamadapt.taps.inventory import LayerFilter
 from streamadapt.taps.step import Settling
 
@@ -56,26 +55,11 @@ def calibrate(
         >>> calibrate(tiny_model(), [frames(64, seed=1), frames(64, seed=2)]).frames
         128
     """
-    inventory = take_inventory(model, layers=layers)
-    inventory.require_adaptable()
-    for layer in inventory.layers:
-        layer.require_inference()
-    twin = copy.deepcopy(getattr(model, "_orig_mod", model))
-    names = [layer.name for layer in inventory.layers]
-    engine = AdaptationEngine(
-        take_inventory(twin, layers=names),
-        estimator=Restarting(settling_seconds=1e9),
-        timing="lagged",
-        rows=1,
-        bound=False,
-        frames_per_row=1,
-    )
-    try:
+    estimator = Restarting(settling_seconds=1e9)
+    with engine_on_copy(model, estimator=estimator, layers=layers) as (twin, engine):
         with torch.inference_mode():
             means, variances, settled, health = _pass_over(twin, engine, batches)
         return _profile(engine, means, variances, settled, health)
-    finally:
-        engine.close()
 
 
 def _pass_over(
@@ -85,7 +69,7 @@ def _pass_over(
     variances: list[Tensor] = []
     settled: list[float] = []
     health: list[Tensor] = []
-    index = _channels(engine.layout).to(engine.device)
+    index = engine.layout.places.to(engine.device)
     passed = 0
     for batch in batches:
         frames = frames_of(batch)
@@ -150,7 +134,7 @@ def _profile(
     health: list[Tensor],
 ) -> SourceProfile:
     layout = engine.layout
-    index = _channels(layout).to(engine.device)
+    index = layout.places.to(engine.device)
     source = engine.bank.source.index_select(1, index).double()
     eps = layout.eps.index_select(0, index)
     described = tuple((one.name, one.channels, one.eps) for one in layout.layers)
@@ -214,11 +198,6 @@ def _regrouped(means: Tensor, variances: Tensor, size: int, generator: torch.Gen
     return Moments(
         torch.full_like(mean, float(size)), mean, (variances[index] + spread).mean(dim=1)
     )
-
-
-def _channels(layout: BankLayout) -> Tensor:
-    """Places of the layers' channels among the bank's padded ones."""
-    return torch.cat([torch.arange(one.start, one.stop) for one in layout.layers])
 
 
 def _layer_means(values: Tensor, layout: BankLayout) -> Tensor:

@@ -82,6 +82,11 @@ class BankLayout:
         return self._eps
 
     @property
+    def places(self) -> Tensor:
+        """Where the layers' channels lie among the padded ones, `[channels]`, on the CPU."""
+        return torch.cat([torch.arange(one.start, one.stop) for one in self.layers])
+
+    @property
     def depth(self) -> Tensor:
         """`[1, padded channels]`, float64: 0 in the first layer, 1 in the last."""
         return self._depth

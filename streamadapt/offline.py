@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from streamadapt.engine import AdaptationEngine, StepRows
 from streamadapt.errors import ConfigurationError, DataError, UnsupportedModelError
-from streamadapt.estimators import Welford
+from streamadapt.estimators import Estimator, Welford
 from streamadapt.moments import Moments
 from streamadapt.ops.reduce import FrameMoments, reduce_frames
 from streamadapt.ops.remap import remap_coefficients
@@ -70,24 +70,37 @@ def adabn(
             'method="layerwise" goes over `batches` once a layer: give a list or a DataLoader, '
             "not an iterator that is used up after one pass."
         )
+    with engine_on_copy(model, estimator=Welford(), layers=layers) as (twin, engine):
+        with torch.inference_mode():
+            (_one_pass if method == "one_pass" else _layerwise)(twin, engine, batches)
+        return engine.adapted_copy(twin, 0)
+
+
+@contextlib.contextmanager
+def engine_on_copy(
+    model: nn.Module, *, estimator: Estimator, layers: LayerFilter | None
+) -> Iterator[tuple[nn.Module, AdaptationEngine]]:
+    """A copy of a model and an engine around it with one row, whose inputs are moved.
+
+    Raises:
+        UnsupportedModelError: nothing to adapt.
+        ModelStateError: a BatchNorm layer is in training mode.
+    """
     inventory = take_inventory(model, layers=layers)
     inventory.require_adaptable()
     for layer in inventory.layers:
         layer.require_inference()
     twin = copy.deepcopy(getattr(model, "_orig_mod", model))
-    names = [layer.name for layer in inventory.layers]
     engine = AdaptationEngine(
-        take_inventory(twin, layers=names),
-        estimator=Welford(),
+        take_inventory(twin, layers=[layer.name for layer in inventory.layers]),
+        estimator=estimator,
         timing="lagged",
         rows=1,
         bound=False,
         frames_per_row=1,
     )
     try:
-        with torch.inference_mode():
-            (_one_pass if method == "one_pass" else _layerwise)(twin, engine, batches)
-        return engine.adapted_copy(twin, 0)
+        yield twin, engine
     finally:
         engine.close()
 

@@ -327,7 +327,7 @@ class Restarting(Estimator):
         alarm = ready & (blocks > 0) & ((ratio > self.alarm) | (excess > _PATIENCE))
 
         # Single frames far off, though together they are not: several worlds at once.
-        spread, unmoved = scalars["spread"], _distance(old.moments, old.source, observed) == 0.0
+        spread, unmoved = scalars["spread"], _same(old.moments, old.source)
         if observed.apart is not None:
             share = 1.0 - torch.exp2(-observed.frames / _SPREAD_HALF_LIFE_FRAMES)
             before = scalars["settled_frames"]
@@ -389,6 +389,11 @@ def _distance(one: Moments, other: Moments, observed: Observation) -> Tensor:
     apart = location_scale_distance(one, other, observed.layers.eps + _TINY)
     apart = apart.clamp(max=_LARGEST_DISTANCE)
     return observed.layers.mean_over_model(torch.where(observed.moments.count > 0, apart, 0.0))
+
+
+def _same(one: Moments, other: Moments) -> Tensor:
+    """Which rows are equal to the bit, `[rows, 1]`."""
+    return ((one.mean == other.mean) & (one.var == other.var)).all(dim=-1, keepdim=True)
 
 
 def _within_trust(moments: Moments, source: Moments, observed: Observation) -> Moments:

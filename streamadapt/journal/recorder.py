@@ -208,8 +208,7 @@ class Recorder:
     def _channels(self, device: torch.device) -> Tensor:
         """Places of the layers' channels among the bank's padded ones."""
         if self._compact is None or self._compact.device != device:
-            spans = [torch.arange(one.start, one.stop) for one in self._engine.layout.layers]
-            self._compact = torch.cat(spans).to(device)
+            self._compact = self._engine.layout.places.to(device)
         return self._compact
 
     def _current_header(self) -> Header:

@@ -234,8 +234,7 @@ class _Run:
             scalars=self.estimator.scalars,
             aside=self.estimator.aside,
         )
-        spans = [torch.arange(one.start, one.stop) for one in self._layout.layers]
-        self._channels = torch.cat(spans)
+        self._channels = self._layout.places
         self._padded = len(self._channels) < self._layout.padded_channels
         self._nothing = torch.zeros(self._layout.padded_channels)
         self._source = Moments(self._nothing, self._bank.source[0], self._bank.source[1])
