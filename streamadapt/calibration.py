@@ -55,7 +55,7 @@ def calibrate(
         >>> calibrate(tiny_model(), [frames(64, seed=1), frames(64, seed=2)]).frames
         128
     """
-    estimator = Restarting(settling_seconds=1e9)
+    estimator = Restarting(settling_seconds=1e9, correction=None)
     with engine_on_copy(model, estimator=estimator, layers=layers) as (twin, engine):
         with torch.inference_mode():
             means, variances, settled, health = _pass_over(twin, engine, batches)
@@ -158,6 +158,8 @@ def _profile(
         found["log_bias"].append(log.mean(dim=0))
         found["freedom"].append(freedom)
         found["innovation"].append(apart.mean())
+    frames = Moments(torch.ones_like(means), means, variances)
+    apart = _layer_means(location_scale_distance(frames, own, eps), layout)
     stacked = {name: torch.stack(parts).float().cpu() for name, parts in found.items()}
     entropy = confidence = diversity = math.nan
     if health:
@@ -176,6 +178,7 @@ def _profile(
         log_bias=stacked["log_bias"],
         freedom=stacked["freedom"],
         innovation=stacked["innovation"],
+        frame_distance=apart.median(dim=0).values.float().cpu(),
         entropy=entropy,
         confidence=confidence,
         diversity=diversity,

@@ -24,9 +24,14 @@ from streamadapt.estimators.base import OneLayer, Timing
 from streamadapt.layout import BankLayout
 from streamadapt.moments import Moments
 from streamadapt.ops.reduce import FrameMoments, frame_distances, frame_trust, reduce_frames
-from streamadapt.ops.remap import remap_coefficients
 from streamadapt.taps import BufferBinding, Inventory, ModelTap, Staging, Step, verify_remappable
-from streamadapt.taps.step import Coefficients, Settling
+from streamadapt.taps.statistics import (
+    CommittedStatistics,
+    FramesOwn,
+    ProposedStatistics,
+    RowStatistics,
+)
+from streamadapt.taps.step import Settling
 from streamadapt.transfer import upload
 
 Origin = Literal["source", "restored"]
@@ -61,7 +66,6 @@ class Committed:
         weights: `[rows, entries]` float64, which frames were asked of which row, without those
             whose features were not finite.
         trust: `[entries]` float64, how much each frame counted; None: all alike.
-        apart: `[rows, 1]`, see `Observation`; None where nobody asked.
         phase: `[rows]` float64, the rows' phases after it; None where the estimator has none.
     """
 
@@ -71,7 +75,6 @@ class Committed:
     positions: Tensor
     weights: Tensor
     trust: Tensor | None
-    apart: Tensor | None
     phase: Tensor | None
 
 
@@ -156,7 +159,8 @@ class AdaptationEngine:
     @property
     def needs_arming(self) -> bool:
         """Whether a forward on committed state alone needs an armed tap."""
-        return self.head is not None or not self.binding.bound
+        corrects = self.estimator.correction is not None
+        return corrects or self.head is not None or not self.binding.bound
 
     def check_mode(self) -> None:
         """Refuse a layer in training mode (`ModelStateError`)."""
@@ -233,14 +237,17 @@ class AdaptationEngine:
             exact=self.estimator.compensated,
         )
         step.settling = settling
-        remapping = settling is not None or not self.binding.bound
-        if remapping:
-            now = settling is not None or (self.timing == "synchronous" and observe)
+        now = settling is not None or (self.timing == "synchronous" and observe)
+        correction = None if settling is not None else self.estimator.correction
+        if now or correction is not None or not self.binding.bound:
             with torch.inference_mode(False), torch.no_grad():
-                step.coefficients = (
-                    self._synchronous(step, where) if now else self._lagged(where.rows)
-                )
-        self.tap.remapping = remapping
+                statistics = self._statistics(step, where, now=now)
+            if now or not self.binding.bound:
+                step.coefficients = statistics.coefficients
+            if correction is not None:
+                thresholds = correction.thresholds(len(self.layers))
+                step.own = FramesOwn(statistics, thresholds, self.layout)
+        self.tap.remapping = step.coefficients is not None or step.own is not None
         self.tap.step = step
         if self.head is not None:
             observe = observe and settling is None
@@ -264,7 +271,7 @@ class AdaptationEngine:
             if head is not None:
                 weights = head.weigh(weights)
             state = self.bank.read(where.rows)
-            trust, apart = self._trust(step, observed, weights, state)
+            trust = self._trust(step, observed, weights, state)
             reduced = reduce_frames(observed, weights, trust)
             aligned = None if head is None else head.propose(reduced)
             new = self.estimator.step(
@@ -275,7 +282,6 @@ class AdaptationEngine:
                     self._elapsed(where),
                     self.layout,
                     settling=step.settling is not None,
-                    apart=apart,
                 ),
             )
             verdict = self.bank.commit(
@@ -297,7 +303,6 @@ class AdaptationEngine:
                 observed.layer_positions,
                 weights,
                 trust,
-                apart,
                 self._phase(where.rows),
             )
 
@@ -399,12 +404,12 @@ class AdaptationEngine:
 
     def _trust(
         self, step: Step, observed: FrameMoments, weights: Tensor, state: State
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """How much each frame counts, and how far a row's frames lie from its statistics."""
+    ) -> Tensor | None:
+        """How much each frame counts, `[entries]`; None: all alike."""
         if step.settling is not None:
-            return step.settling.trust, None
+            return step.settling.trust
         if not self.estimator.robust:
-            return None, None
+            return None
         distances = frame_distances(
             observed,
             weights,
@@ -412,10 +417,7 @@ class AdaptationEngine:
             eps=self.layout.eps,
             mean_over_model=self.layout.mean_over_model,
         )
-        finite = weights * (distances == distances)
-        total = finite @ torch.where(distances == distances, distances, 0.0).unsqueeze(1)
-        apart = total / finite.sum(dim=1, keepdim=True).clamp(min=1.0)
-        return frame_trust(distances, weights), apart
+        return frame_trust(distances, weights)
 
     def _weights(self, step: Step, where: StepRows, entries: int) -> Tensor:
         weights = self._membership(where, entries)
@@ -441,30 +443,19 @@ class AdaptationEngine:
         seconds = torch.tensor(where.elapsed_seconds, dtype=torch.float64)
         return upload(seconds.unsqueeze(1), self.device)
 
-    def _lagged(self, rows: Sequence[int]) -> Coefficients:
-        """Coefficients of all layers at once, from the committed state."""
-        state = self.bank.read(rows)
-        scale, shift = remap_coefficients(state.moments, state.source, self.layout.eps)
-
-        def coefficients(index: int) -> tuple[Tensor, Tensor]:
-            span = self.layout.layers[index].span
-            return scale[:, span], shift[:, span]
-
-        return coefficients
-
-    def _synchronous(self, step: Step, where: StepRows) -> Coefficients:
-        """Coefficients of a layer from the state that includes this batch at this layer."""
+    def _statistics(self, step: Step, where: StepRows, *, now: bool) -> RowStatistics:
+        """What the layers of a step are normalised with."""
+        bound = self.binding.bound
+        if not now:
+            return CommittedStatistics(self.bank.read(where.rows), self.layout, bound=bound)
         elapsed = self._elapsed(where)
 
-        def coefficients(index: int) -> tuple[Tensor, Tensor]:
-            span = self.layout.layers[index].span
-            with torch.inference_mode(False), torch.no_grad():
-                state = self.bank.read(where.rows, span)
-                wanted = self._proposal(step, index, where, state, elapsed)
-                held = state.moments if self.binding.bound else state.source
-                return remap_coefficients(wanted, held, self.layout.eps[span])
+        def propose(index: int, state: State) -> Moments:
+            return self._proposal(step, index, where, state, elapsed)
 
-        return coefficients
+        return ProposedStatistics(
+            lambda span: self.bank.read(where.rows, span), propose, self.layout, bound=bound
+        )
 
     def _proposal(
         self, step: Step, index: int, where: StepRows, state: State, elapsed: Tensor

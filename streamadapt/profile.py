@@ -20,7 +20,7 @@ SIZES = (1, 2, 4, 8, 16, 32, 64)
 """Batch sizes that variability is known for."""
 
 _FORMAT = "streamadapt-profile"
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -44,7 +44,8 @@ class SourceProfile:
             `Q = mean_c ((delta - E delta)^2 / Var delta + (l - E l)^2 / Var l) / 2`, which are
             `2 E[Q]^2 / Var[Q]`: channels of a layer go together.
         innovation: `[S]`, location-scale distance of a batch from the source, mean over layers.
-        settled: the same distance after settling on 64 frames of the source.
+        frame_distance: `[L]`, median distance of single frames from the source in each layer.
+        settled: distance of all layers after settling on 64 frames of the source.
         entropy: of the answers, mean over frames, in nats; NaN where they are no class scores.
         confidence: of the answers, mean over frames, 0 to 1; NaN likewise.
         diversity: effective number of classes, exp of the entropy of the mean answer; NaN likewise.
@@ -60,6 +61,7 @@ class SourceProfile:
     log_bias: Tensor
     freedom: Tensor
     innovation: Tensor
+    frame_distance: Tensor
     settled: float
     entropy: float = math.nan
     confidence: float = math.nan
@@ -142,6 +144,7 @@ class SourceProfile:
             "log_bias": (sizes, channels),
             "freedom": (sizes, len(self.layers)),
             "innovation": (sizes,),
+            "frame_distance": (len(self.layers),),
         }
         for name, shape in shapes.items():
             found = getattr(self, name)
@@ -167,4 +170,5 @@ _TENSORS = (
     "log_bias",
     "freedom",
     "innovation",
+    "frame_distance",
 )

@@ -4,6 +4,7 @@ from streamadapt.estimators.alpha_bn import AlphaBN as AlphaBN
 from streamadapt.estimators.base import Estimator as Estimator
 from streamadapt.estimators.base import Observation as Observation
 from streamadapt.estimators.batch_statistics import BatchStatistics as BatchStatistics
+from streamadapt.estimators.correction import FrameCorrection as FrameCorrection
 from streamadapt.estimators.dua import DUA as DUA
 from streamadapt.estimators.ema import EMA as EMA
 from streamadapt.estimators.frozen import Frozen as Frozen
@@ -19,6 +20,7 @@ __all__ = [
     "AlphaBN",
     "BatchStatistics",
     "Estimator",
+    "FrameCorrection",
     "Frozen",
     "Observation",
     "Restarting",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from streamadapt.bank import State
+from streamadapt.estimators.correction import FrameCorrection
 from streamadapt.events import Phase
 from streamadapt.moments import Moments
 from streamadapt.profile import SourceProfile
@@ -86,9 +87,6 @@ class Observation:
         layers: how the channels belong together.
         settling: whether they are from a settling pass, in which each layer was measured under
             what the pass had made of the layers before it; see `Estimator.phase`.
-        apart: `[rows, 1]`, how far the row's frames, each alone, lie from the statistics in use:
-            location-scale distance, mean over layers and frames. For `robust` estimators, in
-            the commit, outside of settling passes; otherwise None.
     """
 
     moments: Moments
@@ -96,7 +94,6 @@ class Observation:
     elapsed_seconds: Tensor
     layers: Layers = _NO_LAYERS
     settling: bool = False
-    apart: Tensor | None = None
 
 
 class Estimator(ABC):
@@ -118,6 +115,7 @@ class Estimator(ABC):
         scalars: names and initial values of per-row float64 values it wants remembered.
         uses_time: whether `elapsed_seconds` matters to it.
         robust: frames that are unlike the others of their batch lose weight.
+        correction: how single frames that are unlike their row are normalised; None: like it.
     """
 
     timings: ClassVar[frozenset[Timing]] = frozenset({"lagged", "synchronous"})
@@ -127,6 +125,7 @@ class Estimator(ABC):
     scalars: Mapping[str, float] = MappingProxyType({})
     uses_time: bool = False
     robust: bool = False
+    correction: FrameCorrection | None = None
 
     @abstractmethod
     def update(self, state: State, observed: Observation) -> State:

@@ -12,6 +12,7 @@ from torch import Tensor
 from streamadapt.bank import State
 from streamadapt.errors import ConfigurationError
 from streamadapt.estimators.base import PHASES, Estimator, Observation
+from streamadapt.estimators.correction import FrameCorrection
 from streamadapt.estimators.memory import MAX_SECONDS_PER_FRAME
 from streamadapt.moments import Moments, location_scale_distance
 from streamadapt.profile import SourceProfile
@@ -28,15 +29,15 @@ _TRUSTED_LOG_VARIANCES = (-7.0, 4.0)  # fog takes more away than noise adds
 _LARGEST_DISTANCE = 100.0  # of one channel
 _TINY = 1e-150  # two constant channels are no distance apart, not 0 / 0
 _LEVEL_HALF_LIFE_FRAMES = 128.0
-_SPREAD_HALF_LIFE_FRAMES = 64.0
 _KNOWN_AFTER_FRAMES = 192.0
 _LEARNED_AFTER_BLOCKS = 16  # resting, the level stays from then on, so that slow drift shows
 _SLACK, _PATIENCE = 2.0, 12.0  # the cumulative sum of innovation / level
 _LARGEST_RATIO = 6.0  # one block's part in it
 
-_UNCALIBRATED = {"material": 0.022, "level": 0.1, "noise": 0.3, "spread": 0.8, "unlike": 0.17}
+_CORRECTION = FrameCorrection()
+_UNCALIBRATED = {"material": 0.022, "level": 0.1, "noise": 0.3, "unlike": 0.125}
 # With a profile they are so many times what its source shows.
-_MATERIAL, _NOISE, _SPREAD, _UNLIKE = 2.2, 30.0, 2.2, 2.0
+_MATERIAL, _NOISE, _UNLIKE = 2.2, 30.0, 1.5
 
 _SCALARS = {
     "phase": SETTLING,
@@ -47,8 +48,7 @@ _SCALARS = {
     "blocks": 0.0,  # in this phase
     "excess": 0.0,
     "recent": 0.1,  # level that goes on following where the other one stays
-    "spread": 0.0,  # distance of single frames from the source
-    "insists": 0.0,  # 1 where that, or the level, is material, whatever settling finds
+    "insists": 0.0,  # 1 where that is material, whatever settling finds
 }
 
 
@@ -75,8 +75,11 @@ class Restarting(Estimator):
 
     Following and resting, it watches the innovation: the location-scale distance of a block of
     frames from the statistics in use, mean over layers. An innovation of `alarm` times its usual
-    level, or a cumulative sum of smaller ones, starts a settling. So do, resting, frames that are
-    each far from the source though together they are not: several worlds in one stream.
+    level, or a cumulative sum of smaller ones, starts a settling.
+
+    Whatever the phase, a frame that is unlike the row's statistics is normalised with more of its
+    own; see `FrameCorrection`. That is what the first frames of a new world are answered with, and
+    frames of several worlds in one stream.
 
     Time is camera time: a frame at 5 a second weighs five times as much as one at 25.
 
@@ -89,18 +92,17 @@ class Restarting(Estimator):
         settling_seconds: how long settling takes; 16 frames at least.
         alarm: innovation over its usual level that is a change of domain.
         material: distance from the source, mean over layers, below which nothing is adapted; like
-            `level`, `noise` and `spread` from the profile where there is one.
+            `level`, `noise` and `unlike` from the profile where there is one.
         clip: largest innovation of a block that counts, in standard deviations.
         max_weight: largest weight of a block while following.
         block_frames: frames that are pooled before anything is concluded from them, at least.
         block_seconds: camera time that they cover, at least.
         level: innovation of a block that is usual at first.
         noise: distance from the source that frames of the source may show, times their number.
-        spread: distance of single frames from the source, mean over layers and frames, that is
-            material even where the frames together are close: several worlds in one stream.
         unlike: level of the innovation while resting, which is the distance of blocks from the
             source as the source's statistics let it through, that is material even where the
             layers, each put right in turn, have little left to move.
+        correction: of single frames; None: every frame is normalised like its row.
 
     Raises:
         ConfigurationError: an argument out of range.
@@ -116,7 +118,7 @@ class Restarting(Estimator):
         window_seconds: float = 20.0,
         prior_seconds: float = 160.0,
         settling_seconds: float = 2.56,
-        alarm: float = 6.0,
+        alarm: float = 4.0,
         material: float | None = None,
         clip: float = 0.5,
         max_weight: float = 0.15,
@@ -124,20 +126,17 @@ class Restarting(Estimator):
         block_seconds: float = 0.6,
         level: float | None = None,
         noise: float | None = None,
-        spread: float | None = None,
         unlike: float | None = None,
+        correction: FrameCorrection | None = _CORRECTION,
     ) -> None:
         given = {
             "material": material,
             "level": level,
             "noise": noise,
-            "spread": spread,
             "unlike": unlike,
         }
         self._given = {name: value for name, value in given.items() if value is not None}
-        material, level, noise, spread, unlike = (
-            {**_UNCALIBRATED, **self._given}[name] for name in given
-        )
+        material, level, noise, unlike = ({**_UNCALIBRATED, **self._given}[name] for name in given)
         positive = {
             "window_seconds": window_seconds,
             "prior_seconds": prior_seconds,
@@ -147,7 +146,6 @@ class Restarting(Estimator):
             "block_seconds": block_seconds,
             "level": level,
             "noise": noise,
-            "spread": spread,
             "unlike": unlike,
         }
         for name, value in positive.items():
@@ -176,8 +174,8 @@ class Restarting(Estimator):
         self.block_seconds = float(block_seconds)
         self.level = float(level)
         self.noise = float(noise)
-        self.spread = float(spread)
         self.unlike = float(unlike)
+        self.correction = correction
         self._scalars = {**_SCALARS, "level": self.level, "recent": self.level}
 
     @property
@@ -186,7 +184,7 @@ class Restarting(Estimator):
         return self._scalars
 
     def calibrated(self, profile: SourceProfile) -> Restarting:
-        """The same, with `material`, `level`, `noise` and `spread` as the source has them.
+        """The same, with `material`, `level`, `noise`, `unlike` and `correction` as for its source.
 
         What was given to the constructor stays.
         """
@@ -195,7 +193,6 @@ class Restarting(Estimator):
             "material": _MATERIAL * profile.settled,
             "level": max(profile.innovation_of(block), _LEAST_LEVEL),
             "noise": _NOISE * profile.settled,
-            "spread": _SPREAD * profile.innovation_of(1),
             "unlike": _UNLIKE * profile.innovation_of(block),
         }
         return Restarting(
@@ -207,6 +204,7 @@ class Restarting(Estimator):
             max_weight=self.max_weight,
             block_frames=self.block_frames,
             block_seconds=self.block_seconds,
+            correction=None if self.correction is None else self.correction.calibrated(profile),
             **{**found, **self._given},
         )
 
@@ -290,7 +288,7 @@ class Restarting(Estimator):
         apart = _distance(new.aside, old.source, observed)
         moved = apart > self.material + self.noise / frames.clamp(min=1.0)
         enough = frames >= _LEAST_SETTLING_FRAMES
-        insists = (scalars["insists"] > 0.0) | (enough & (scalars["spread"] > self.spread))
+        insists = scalars["insists"] > 0.0
         material = moved | insists
         done = settling & enough & (seconds >= self.settling_seconds * (1.0 - 1e-9))
         moments = _select(material, new.aside, _like(old.source, new.aside))
@@ -326,16 +324,9 @@ class Restarting(Estimator):
         excess = torch.where(blocks > 0, excess, 0.0)
         alarm = ready & (blocks > 0) & ((ratio > self.alarm) | (excess > _PATIENCE))
 
-        # Single frames far off, though together they are not: several worlds at once.
-        spread, unmoved = scalars["spread"], _same(old.moments, old.source)
-        if observed.apart is not None:
-            share = 1.0 - torch.exp2(-observed.frames / _SPREAD_HALF_LIFE_FRAMES)
-            before = scalars["settled_frames"]
-            share = share.maximum(observed.frames / (before + observed.frames).clamp(min=1.0))
-            spread = torch.where(unmoved, torch.lerp(spread, observed.apart, share), spread)
-        known = ready & unmoved & ~following & (blocks >= 2.0)
+        known = ready & ~following & (blocks >= 2.0) & _same(old.moments, old.source)
         known = known & (scalars["settled_frames"] >= _KNOWN_AFTER_FRAMES)
-        insists = known & ((spread > self.spread) | (scalars["recent"] > self.unlike))
+        insists = known & (scalars["recent"] > self.unlike)
         alarm = alarm | insists
 
         # The level is a geometric mean, so that one outlier hardly shows; the first block of a
@@ -371,7 +362,6 @@ class Restarting(Estimator):
             recent=torch.where(back, self.level, torch.where(ready, drifted, recent)),
             blocks=torch.where(start, 0.0, blocks + goes_on),
             excess=torch.where(start, 0.0, torch.where(ready, excess, scalars["excess"])),
-            spread=torch.where((alarm & following) | back, 0.0, spread),
             insists=torch.where(alarm | back, insists.double(), scalars["insists"]),
         )
         return replace(advanced, anew=start)

@@ -63,8 +63,7 @@ refused), `pts_seconds` (camera time of the newest frame), `elapsed_seconds`: al
 `source` (this step began on the source), `restored` (it began on a state put there from outside) or
 `kept` (nothing but steps since the row's last record); `events` (since the previous record, oldest
 first: each an object of its fields with its class as `event`) and `events_lost` (how many more);
-where the estimator asks for it, `apart`, a list of R: how far the row's single frames lie from the
-statistics in use; and `settling`, true for the record of a settling pass, which shows the frames of
+and `settling`, true for the record of a settling pass, which shows the frames of
 the record before it once more.
 
 A reader stops at the first record that is short or whose CRC is wrong; what follows counts as

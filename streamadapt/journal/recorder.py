@@ -107,8 +107,6 @@ class Recorder:
                 index = self._channels(engine.device)
                 rows = engine.bank.select(where.rows)
                 wide += [committed.verdict, committed.positions, rows.tallies]
-                if committed.apart is not None:
-                    wide.append(committed.apart)
                 narrow += [
                     committed.moments.mean.index_select(1, index),
                     committed.moments.var.index_select(1, index),
@@ -129,7 +127,6 @@ class Recorder:
             rows=len(where.rows),
             stated=stated,
             committed=committed is not None,
-            apart=committed is not None and committed.apart is not None,
             health=health is not None,
         )
         self._readouts.submit(
@@ -261,7 +258,6 @@ class _Shape:
     rows: int
     stated: list[int]
     committed: bool
-    apart: bool
     health: bool
 
     def payload(self, meta: dict[str, Any], flat: NDArray[np.float32]) -> Payload:
@@ -273,12 +269,9 @@ class _Shape:
         verdict = pieces.wide(rows)
         positions = pieces.wide(layers)
         tallies = pieces.wide(rows, 2 + layers + len(header.scalars))
-        apart = pieces.wide(rows) if self.apart else None
         moments = pieces.narrow(2, rows, channels).swapaxes(0, 1)
         states = pieces.narrow(rows, header.fields, channels)
         meta = {**meta, "committed": [int(value) for value in verdict]}
-        if apart is not None:
-            meta["apart"] = [float(value) for value in apart]
         if not (verdict > 0).any():
             meta["outcome"] = "rejected"
         return Payload(

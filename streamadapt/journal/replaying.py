@@ -300,7 +300,6 @@ class _Run:
         per_frame, count = self._counted(positions, frames)
         elapsed = torch.tensor(meta["elapsed_seconds"], dtype=torch.float64).unsqueeze(1)
         settling = bool(meta.get("settling"))
-        apart = meta.get("apart")
         new = self.estimator.step(
             bank.read(rows),
             Observation(
@@ -309,9 +308,6 @@ class _Run:
                 elapsed,
                 layout,
                 settling=settling,
-                apart=None
-                if apart is None
-                else torch.tensor(apart, dtype=torch.float64).unsqueeze(1),
             ),
         )
         bank.commit(

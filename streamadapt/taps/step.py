@@ -16,6 +16,7 @@ from streamadapt.layout import BankLayout
 from streamadapt.moments import Moments
 from streamadapt.ops.collect import Scratch, StagedMoments, collect
 from streamadapt.ops.reduce import FrameMoments
+from streamadapt.taps.statistics import FramesOwn
 from streamadapt.transfer import upload
 
 if TYPE_CHECKING:
@@ -108,6 +109,8 @@ class Step:
 
     Attributes:
         failure: what the estimator raised inside the forward, in synchronous timing.
+        coefficients: what inputs are moved by; None: not at all.
+        own: corrects single frames; None: no frame is.
         head: what happens at the aligned head in this step; None without one.
         settling: set where the step is a settling pass.
     """
@@ -128,6 +131,7 @@ class Step:
         self.entries = entries
         self.observe = observe
         self.coefficients: Coefficients | None = None
+        self.own: FramesOwn | None = None
         self.failure: Exception | None = None
         self.head: HeadStep | None = None
         self.settling: Settling | None = None
@@ -152,14 +156,25 @@ class Step:
 
     def visit(self, index: int, x: Tensor) -> tuple[Tensor, Tensor] | None:
         """See a layer's input; returns the coefficients to move it by, `[frames, channels]`."""
+        staged, items = None, x.shape[0]
         if self.observe and x.numel() > 0 and self._only in (None, index):
-            self._stage(index, x.detach())
+            staged = self._stage(index, x.detach())
+        if self.own is None and self.coefficients is None:
+            return None
+        rows = None if self._rows is None else self._rows_at(index, items)
+        if self.own is not None and x.numel() > 0:
+            if not self.own.measures(index, math.prod(x.shape[2:])):
+                staged = None
+            elif staged is None:
+                staged = self._collect(x.detach())
+            found = self.own.coefficients(index, staged, items, rows)
+            if found is not None:
+                return found
         if self.coefficients is None:
             return None
         scale, shift = self.coefficients(index)
-        if self._rows is None:
-            return scale.expand(x.shape[0], -1), shift.expand(x.shape[0], -1)
-        rows = self._rows_at(index, x.shape[0])
+        if rows is None:
+            return scale.expand(items, -1), shift.expand(items, -1)
         return scale[rows], shift[rows]
 
     def frame_moments(self, index: int) -> FrameMoments | None:
@@ -176,11 +191,15 @@ class Step:
         assert self.entries is not None
         return self._staging.gather(self._staged, self.positions, self.entries)
 
-    def _stage(self, index: int, x: Tensor) -> None:
+    def _collect(self, x: Tensor) -> StagedMoments:
+        return collect(x, scratch=self._staging.scratch, exact=self._exact)
+
+    def _stage(self, index: int, x: Tensor) -> StagedMoments:
+        """Remember a layer's moments for the commit; returns those of its items."""
         entries, (items, _, *spatial) = self.entries, x.shape
         if entries is None:
             entries = self.entries = items
-        staged = collect(x, scratch=self._staging.scratch, exact=self._exact)
+        collected = staged = self._collect(x)
         positions = float(math.prod(spatial))
         if items != entries or self._staged[index] is not None:
             seen = self._per_entry(*staged.moments(), positions)
@@ -191,6 +210,7 @@ class Step:
             staged = StagedMoments(seen.mean.float(), seen.var.rsqrt().float())
         self._staged[index] = staged
         self.positions[index] = positions
+        return collected
 
     def _per_entry(self, mean: Tensor, var: Tensor, positions: float) -> Moments:
         """Bring a layer's leading dimension to one item a batch entry."""

@@ -151,7 +151,6 @@ def _observed(trial: Trial, bank: StatisticsBank, number: int) -> Observation:
         channels=bank.layout.padded_channels,
         seed=trial.seed + 200 + number,
         positions=_POSITIONS,
-        robust=trial.make().robust,
     )
 
 
@@ -185,7 +184,6 @@ def _commit(
                 moments=moments,
                 frames=observed.frames * due,
                 settling=True,
-                apart=None,
             )
         with torch.no_grad():
             bank.commit(

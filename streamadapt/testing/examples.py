@@ -58,7 +58,7 @@ class Trial:
             state = self._state(estimator, updates)
             yield state, self.observation()
             if phases:
-                yield state, replace(self.observation(), settling=True, apart=None)
+                yield state, replace(self.observation(), settling=True)
 
     def _state(self, estimator: Estimator, updates: int) -> State:
         return fake_state(
@@ -78,7 +78,6 @@ class Trial:
             channels=self.channels,
             seed=self.seed + 100 + number,
             positions=positions,
-            robust=self.make().robust,
         )
 
 
@@ -162,8 +161,6 @@ def arguments(state: State, observed: Observation) -> dict[str, Tensor]:
         named |= {f"state.aside.{name}": tensor for name, tensor in fields(state.aside)}
     named |= {f"state.scalars[{name!r}]": tensor for name, tensor in state.scalars.items()}
     named |= {f"observed.moments.{name}": tensor for name, tensor in fields(observed.moments)}
-    if observed.apart is not None:
-        named["observed.apart"] = observed.apart
     return named | {
         "state.frames": state.frames,
         "state.updates": state.updates,
@@ -210,7 +207,6 @@ def rows_seen(observed: Observation, index: Tensor) -> Observation:
         moments=_picked(observed.moments, index, 0),
         frames=observed.frames[index],
         elapsed_seconds=observed.elapsed_seconds[index],
-        apart=None if observed.apart is None else observed.apart[index],
     )
 
 
@@ -223,15 +219,11 @@ def with_row(observed: Observation, row: int, other: Observation) -> Observation
             fields(observed.moments), fields(other.moments), strict=True
         )
     ]
-    apart = observed.apart
-    if apart is not None and other.apart is not None:
-        apart = torch.where(own, apart, other.apart)
     return replace(
         observed,
         moments=Moments(*mixed),
         frames=torch.where(own, observed.frames, other.frames),
         elapsed_seconds=torch.where(own, observed.elapsed_seconds, other.elapsed_seconds),
-        apart=apart,
     )
 
 

@@ -125,14 +125,12 @@ def fake_state(
         return state
     last = torch.arange(rows, dtype=torch.float64).unsqueeze(1) + updates
     for number in range(updates + rows - 1):
-        observed = fake_observation(
-            rows=rows, channels=channels, seed=seed + 1000 + number, robust=estimator.robust
-        )
+        observed = fake_observation(rows=rows, channels=channels, seed=seed + 1000 + number)
         moving = last > number
         state = _stepped(state, estimator.step(state, observed), observed, moving)
         due = settling_rows(estimator, state)
         if due is not None:
-            again = replace(observed, settling=True, apart=None)
+            again = replace(observed, settling=True)
             new = _stepped(state, estimator.step(state, again), observed, moving & due)
             # The frames have been counted already.
             state = replace(new, frames=state.frames, updates=state.updates)
@@ -147,7 +145,6 @@ def fake_observation(
     channels: int = 6,
     seed: int = 0,
     positions: float | None = None,
-    robust: bool = False,
 ) -> Observation:
     """What a step might have seen: other moments, frames and camera time in every row.
 
@@ -156,7 +153,6 @@ def fake_observation(
         channels: how many channels.
         seed: fixes all of it.
         positions: values a frame has in each channel; drawn channel by channel when None.
-        robust: with `apart`, as a robust estimator sees it.
 
     Example:
         >>> fake_observation(seed=3).moments
@@ -171,10 +167,7 @@ def fake_observation(
     if positions is not None:
         size = torch.full_like(size, positions)
     elapsed = torch.rand(rows, 1, generator=generator, dtype=torch.float64)
-    apart = None
-    if robust:
-        apart = 2.0 * torch.rand(rows, 1, generator=generator, dtype=torch.float64)
-    return Observation(Moments(seen * size, mean, var), seen, elapsed * seen, apart=apart)
+    return Observation(Moments(seen * size, mean, var), seen, elapsed * seen)
 
 
 def settling_rows(estimator: Estimator, state: State) -> Tensor | None:

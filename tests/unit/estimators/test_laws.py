@@ -512,7 +512,7 @@ def test_a_fake_state_has_been_through_the_settling_passes_that_it_asked_for() -
     both = fresh.moments.blend(observed.moments, 0.5).blend(observed.moments, 0.5)
     assert torch.equal(warm.moments.mean[0], both.mean[0])
     assert torch.equal(warm.frames[0], observed.frames[0])
-    seen = fake_observation(robust=True)
+    seen = fake_observation()
     assert seen.apart is not None and seen.apart.shape == (3, 1)
     plain = fake_observation()
     assert torch.equal(seen.moments.mean, plain.moments.mean)

@@ -311,7 +311,6 @@ def test_blocks_that_stay_unlike_the_source_are_adapted_to_though_little_is_left
         ({"material": -1.0}, "`material` must be at least 0, got -1.0."),
         ({"block_frames": 0}, "`block_frames` must be a whole number of at least 1, got 0."),
         ({"block_frames": 2.5}, "`block_frames` must be a whole number of at least 1, got 2.5."),
-        ({"spread": math.nan}, "`spread` must be positive and finite, got nan."),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments: dict[str, float], message: str) -> None:

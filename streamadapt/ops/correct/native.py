@@ -1,0 +1,60 @@
+"""`correct` with ATen kernels: few of them, because they run once a layer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from streamadapt.moments import Moments
+from streamadapt.ops.collect import StagedMoments
+from streamadapt.ops.correct.reference import LARGEST_LOG_RATIO
+
+
+def frame_share(
+    staged: StagedMoments, row: Moments, *, usual: float, eps: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """How much of its own statistics each frame is normalised with.
+
+    Args:
+        staged: of each frame, `[frames, channels]`.
+        row: statistics of each frame's row, broadcasts to `[frames, channels]`, float64.
+        usual: distance that is no reason to correct anything.
+        eps: the layer's.
+
+    Returns:
+        `w` `[frames, 1]`, and for `lean` the frames' means and the logarithm of their variances
+        over the row's, `[frames, channels]`; float64.
+    """
+    mean = staged.mean.double()
+    own = staged.inverse.double().pow_(-2.0).add_(eps)
+    held = row.var + eps
+    log = (own / held).log_()
+    apart = (mean - row.mean).square_().mul_((own.mul_(held)).rsqrt_())
+    distance = apart.addcmul_(log, log, value=0.5).mean(dim=1, keepdim=True)
+    weight = (1.0 - (usual / distance).square_()).clamp_(min=0.0)
+    weight = torch.where(torch.isfinite(distance), weight, 0.0)
+    return weight, mean, log.clamp_(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
+
+
+def lean(
+    row: Moments, held: Moments, eps: Tensor, *, mean: Tensor, log: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Scale and shift that normalise inputs with statistics between the row's and others.
+
+    Args:
+        row: statistics of each frame's row.
+        held: statistics that the layer itself holds.
+        eps: the layers'.
+        mean: means to lean to.
+        log: logarithm of the variances to lean to, over the row's.
+        weight: how far, `[frames, 1]`; with zero the result is the row's to the bit.
+
+    Returns:
+        `scale` and `shift`, `[frames, channels]` fp32, as of `remap_coefficients`.
+    """
+    moves = weight > 0
+    factor = torch.where(moves, weight * log, 0.0).mul_(-0.5).exp_()
+    scale = ((held.var + eps) / (row.var + eps)).sqrt() * factor
+    centre = row.mean + torch.where(moves, weight * (mean - row.mean), 0.0)
+    shift = held.mean - centre * scale
+    return scale.float(), shift.float()

@@ -1,0 +1,192 @@
+"""What the layers of a step are normalised with: their rows' statistics, and single frames' own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from streamadapt.bank import State
+from streamadapt.layout import BankLayout
+from streamadapt.moments import Moments
+from streamadapt.ops.collect import StagedMoments
+from streamadapt.ops.correct import frame_share, lean
+from streamadapt.ops.remap import remap_coefficients
+
+_LEAST_POSITIONS = 64  # of a frame whose own statistics say something
+
+
+class RowStatistics(Protocol):
+    """Of the rows of one step.
+
+    Attributes:
+        known: all layers' are known from the start.
+    """
+
+    known: bool
+
+    def coefficients(self, index: int) -> tuple[Tensor, Tensor]:
+        """`scale` and `shift` that move a layer's inputs onto them, `[rows, channels]` fp32."""
+
+    def of(self, index: int, span: slice) -> tuple[Moments, Moments, Moments]:
+        """A layer's wanted `[rows, channels]`, the layer's own (held), and the source's."""
+
+
+class CommittedStatistics:
+    """The rows' committed ones.
+
+    Args:
+        state: of the rows, all channels.
+        layout: the bank's.
+        bound: the layers hold the (one) row's statistics, not the source's.
+    """
+
+    known = True
+
+    def __init__(self, state: State, layout: BankLayout, *, bound: bool) -> None:
+        self._state, self._layout = state, layout
+        self._held = state.moments if bound else state.source
+        self._all = None if bound else remap_coefficients(state.moments, state.source, layout.eps)
+
+    def coefficients(self, index: int) -> tuple[Tensor, Tensor]:
+        """See `RowStatistics`; the layers must not be bound."""
+        assert self._all is not None
+        span = self._layout.layers[index].span
+        return self._all[0][:, span], self._all[1][:, span]
+
+    def of(self, index: int, span: slice) -> tuple[Moments, Moments, Moments]:
+        """See `RowStatistics`; any span of channels will do."""
+        state = self._state
+        return _part(state.moments, span), _part(self._held, span), _part(state.source, span)
+
+
+class ProposedStatistics:
+    """What the estimator makes of the rows' at a layer when it has seen this batch there.
+
+    Args:
+        read: the committed state of some channels.
+        propose: from a layer's index and its state to the wanted moments.
+        layout: the bank's.
+        bound: as for `CommittedStatistics`.
+    """
+
+    known = False
+
+    def __init__(
+        self,
+        read: Callable[[slice], State],
+        propose: Callable[[int, State], Moments],
+        layout: BankLayout,
+        *,
+        bound: bool,
+    ) -> None:
+        self._read, self._propose, self._layout, self._bound = read, propose, layout, bound
+
+    def coefficients(self, index: int) -> tuple[Tensor, Tensor]:
+        """See `RowStatistics`."""
+        span = self._layout.layers[index].span
+        wanted, held, _ = self.of(index, span)
+        with torch.inference_mode(False), torch.no_grad():
+            return remap_coefficients(wanted, held, self._layout.eps[span])
+
+    def of(self, index: int, span: slice) -> tuple[Moments, Moments, Moments]:
+        """See `RowStatistics`; `span` is the layer's."""
+        with torch.inference_mode(False), torch.no_grad():
+            state = self._read(span)
+            wanted = self._propose(index, state)
+            return wanted, state.moments if self._bound else state.source, state.source
+
+
+class FramesOwn:
+    """Correction of single frames in one step; see `estimators.FrameCorrection`.
+
+    Args:
+        rows: statistics of the step's rows.
+        thresholds: of the first layers, distance up to which nothing is corrected.
+        layout: the bank's.
+    """
+
+    def __init__(
+        self, rows: RowStatistics, thresholds: Sequence[float], layout: BankLayout
+    ) -> None:
+        self._rows, self._thresholds, self._layout = rows, thresholds, layout
+        self._unlike: Tensor | None = None  # the largest weight so far, of each frame
+        self._later: tuple[Tensor, Tensor] | None = None
+
+    def measures(self, index: int, positions: int) -> bool:
+        """Whether a layer needs the moments of its frames."""
+        return index < len(self._thresholds) and positions >= _LEAST_POSITIONS
+
+    def coefficients(
+        self, index: int, staged: StagedMoments | None, items: int, rows: Tensor | None
+    ) -> tuple[Tensor, Tensor] | None:
+        """`scale` and `shift` of a layer's input; None: no frame of it is corrected.
+
+        Args:
+            index: of the layer.
+            staged: moments of its items; None in layers that do not measure.
+            items: of its leading dimension.
+            rows: the row of each item; None when there is one.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            if staged is not None:
+                return self._own(index, staged, rows)
+            return self._towards_source(index, items, rows)
+
+    def _own(
+        self, index: int, staged: StagedMoments, rows: Tensor | None
+    ) -> tuple[Tensor, Tensor] | None:
+        span = self._layout.layers[index].span
+        eps = self._layout.eps[span]
+        wanted, held, _ = self._rows.of(index, span)
+        row, held = _at(wanted, rows), _at(held, rows)
+        weight, mean, log = frame_share(staged, row, usual=self._thresholds[index], eps=eps)
+        before = self._unlike if index > 0 else None
+        if before is not None and before.shape == weight.shape:
+            self._unlike = torch.maximum(before, weight)
+        else:
+            self._unlike = weight
+        self._later = None
+        if _none(weight):
+            return None
+        return lean(row, held, eps, mean=mean, log=log, weight=weight)
+
+    def _towards_source(
+        self, index: int, items: int, rows: Tensor | None
+    ) -> tuple[Tensor, Tensor] | None:
+        weight, span = self._unlike, self._layout.layers[index].span
+        if weight is None or weight.shape[0] != items or _none(weight):
+            return None
+        if not self._rows.known:
+            return self._leant(index, span, weight, rows)
+        if self._later is None:  # all layers' at once
+            self._later = self._leant(index, slice(None), weight, rows)
+        scale, shift = self._later
+        return scale[:, span], shift[:, span]
+
+    def _leant(
+        self, index: int, span: slice, weight: Tensor, rows: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        eps = self._layout.eps[span]
+        wanted, held, source = self._rows.of(index, span)
+        row, held = _at(wanted, rows), _at(held, rows)
+        log = ((source.var + eps) / (row.var + eps)).log()
+        return lean(row, held, eps, mean=source.mean, log=log, weight=weight)
+
+
+def _none(weight: Tensor) -> bool:
+    """Whether it is known that all are zero; on a device, asking would mean waiting for it."""
+    return weight.device.type == "cpu" and not bool(weight.any())
+
+
+def _part(moments: Moments, span: slice) -> Moments:
+    return Moments(moments.count, moments.mean[..., span], moments.var[..., span])
+
+
+def _at(moments: Moments, rows: Tensor | None) -> Moments:
+    """Of each item, `[items, channels]`; unchanged where one row serves all."""
+    if rows is None or moments.mean.dim() == 1 or moments.mean.shape[0] == 1:
+        return moments
+    return Moments(moments.count, moments.mean[rows], moments.var[rows])
