@@ -55,7 +55,7 @@ def calibrate(
         >>> calibrate(tiny_model(), [frames(64, seed=1), frames(64, seed=2)]).frames
         128
     """
-    estimator = Restarting(settling_seconds=1e9, correction=None)
+    estimator = Restarting(settling_seconds=1e9, own_depth=0.0)
     with engine_on_copy(model, estimator=estimator, layers=layers) as (twin, engine):
         with torch.inference_mode():
             means, variances, settled, health = _pass_over(twin, engine, batches)

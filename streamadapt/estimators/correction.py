@@ -45,8 +45,8 @@ class FrameCorrection:
         usual: float = 2.0,
         levels: Sequence[float] | None = None,
     ) -> None:
-        if not 0.0 <= depth <= 1.0:
-            raise ConfigurationError(f"`depth` must be between 0 and 1, got {depth}.")
+        if not 0.0 < depth <= 1.0:
+            raise ConfigurationError(f"`depth` must be above 0 and at most 1, got {depth}.")
         if not (usual > 0.0 and math.isfinite(usual)):
             raise ConfigurationError(f"`usual` must be positive and finite, got {usual}.")
         if levels is not None and not all(one > 0.0 and math.isfinite(one) for one in levels):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -34,7 +34,6 @@ _LEARNED_AFTER_BLOCKS = 16  # resting, the level stays from then on, so that slo
 _SLACK, _PATIENCE = 2.0, 12.0  # the cumulative sum of innovation / level
 _LARGEST_RATIO = 6.0  # one block's part in it
 
-_CORRECTION = FrameCorrection()
 _UNCALIBRATED = {"material": 0.022, "level": 0.1, "noise": 0.3, "unlike": 0.125}
 # With a profile they are so many times what its source shows.
 _MATERIAL, _NOISE, _UNLIKE = 2.2, 30.0, 1.5
@@ -102,7 +101,9 @@ class Restarting(Estimator):
         unlike: level of the innovation while resting, which is the distance of blocks from the
             source as the source's statistics let it through, that is material even where the
             layers, each put right in turn, have little left to move.
-        correction: of single frames; None: every frame is normalised like its row.
+        own_depth: `depth` of the `FrameCorrection`; 0: every frame is normalised like its row.
+        own_usual: its `usual`.
+        own_levels: its `levels`, from the profile where there is one.
 
     Raises:
         ConfigurationError: an argument out of range.
@@ -127,7 +128,9 @@ class Restarting(Estimator):
         level: float | None = None,
         noise: float | None = None,
         unlike: float | None = None,
-        correction: FrameCorrection | None = _CORRECTION,
+        own_depth: float = 1 / 3,
+        own_usual: float = 2.0,
+        own_levels: Sequence[float] | None = None,
     ) -> None:
         given = {
             "material": material,
@@ -175,7 +178,13 @@ class Restarting(Estimator):
         self.level = float(level)
         self.noise = float(noise)
         self.unlike = float(unlike)
-        self.correction = correction
+        self.own_depth = float(own_depth)
+        self.own_usual = float(own_usual)
+        self.own_levels = own_levels
+        self._correction = None
+        if own_depth != 0.0:
+            self._correction = FrameCorrection(depth=own_depth, usual=own_usual, levels=own_levels)
+            self.own_levels = self._correction.levels
         self._scalars = {**_SCALARS, "level": self.level, "recent": self.level}
 
     @property
@@ -183,11 +192,17 @@ class Restarting(Estimator):
         """Names and initial values of what is remembered."""
         return self._scalars
 
+    @property
+    def correction(self) -> FrameCorrection | None:  # type: ignore[override]
+        """Of single frames."""
+        return self._correction
+
     def calibrated(self, profile: SourceProfile) -> Restarting:
-        """The same, with `material`, `level`, `noise`, `unlike` and `correction` as for its source.
+        """The same, with `material`, `level`, `noise`, `unlike` and `own_levels` of its source.
 
         What was given to the constructor stays.
         """
+        own = self.correction
         block = max(self.block_frames, round(self.block_seconds / SECONDS_PER_FRAME))
         found = {
             "material": _MATERIAL * profile.settled,
@@ -204,7 +219,9 @@ class Restarting(Estimator):
             max_weight=self.max_weight,
             block_frames=self.block_frames,
             block_seconds=self.block_seconds,
-            correction=None if self.correction is None else self.correction.calibrated(profile),
+            own_depth=self.own_depth,
+            own_usual=self.own_usual,
+            own_levels=None if own is None else own.calibrated(profile).levels,
             **{**found, **self._given},
         )
 

@@ -98,7 +98,7 @@ def test_synchronous_timing_answers_a_new_world_in_its_first_batch() -> None:
             output = feed(batch)
         with torch.no_grad():
             distances[timing] = float((output - wanted(batch)).norm())
-    assert distances["synchronous"] < 0.3 * distances["lagged"]
+    assert distances["synchronous"] < 0.5 * distances["lagged"]
 
 
 def test_a_stream_that_settles_leaves_the_others_alone() -> None:
