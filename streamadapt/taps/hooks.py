@@ -196,7 +196,8 @@ def _remap(x: Tensor, token: Tensor, tap: int, layer: int) -> tuple[Tensor, Tens
     if coefficients is None:
         scale = x.new_ones(x.shape[:2], dtype=torch.float32)
         return scale, torch.zeros_like(scale)
-    return coefficients
+    scale, shift = coefficients
+    return scale.contiguous(), shift.contiguous()  # as the compiler was told
 
 
 def _remap_shapes(x: Tensor, token: Tensor, tap: int, layer: int) -> tuple[Tensor, Tensor]:

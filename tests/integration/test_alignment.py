@@ -566,7 +566,8 @@ def test_the_operators_are_what_they_declare(one):
 def test_inductor():
     torch._dynamo.reset()
     compiled = torch.compile(residual(), fullgraph=True)
-    with torch.no_grad(), sa.StreamProcessor(compiled, alignment=calibrated()) as processor:
+    options = {"alignment": calibrated(), "estimator": sa.estimators.EMA()}
+    with torch.no_grad(), sa.StreamProcessor(compiled, **options) as processor:
         for seed in range(3):
             x = frames(8, seed=seed, shift=2.0)
             plain = processor.adapted_model()

@@ -53,10 +53,11 @@ def test_settling_passes_have_one_graph_for_each_of_the_models_at_most():
 
 
 @pytest.mark.parametrize("timing", ["lagged", "synchronous"])
-def test_one_more_graph_for_the_first_settling_pass_and_none_afterwards(timing):
+@pytest.mark.parametrize("corrects", [True, False])
+def test_one_more_graph_for_the_first_settling_pass_at_most(timing, corrects):
     counter = CompileCounterWithBackend("eager")
     compiled = torch.compile(residual(), backend=counter, fullgraph=True)
-    estimator = sa.estimators.Restarting()
+    estimator = sa.estimators.Restarting(own_depth=1 / 3 if corrects else 0.0)
     with (
         torch.no_grad(),
         sa.StreamProcessor(compiled, estimator=estimator, timing=timing) as processor,
@@ -70,8 +71,9 @@ def test_one_more_graph_for_the_first_settling_pass_and_none_afterwards(timing):
             )
             counts.append(counter.frame_count)
             passes.append(processor.event_counts.get("SettlingPassed", 0))
-    # In synchronous timing inputs are moved anyway, and there is one graph for both.
-    assert set(counts) == {2 if timing == "lagged" else 1}
+    # In synchronous timing, and where frames are corrected, inputs are moved anyway, and there is
+    # one graph for both.
+    assert set(counts) == {2 if timing == "lagged" and not corrects else 1}
     assert passes[0] == 1 and passes[18] == passes[19] < passes[-2] == passes[-1]
 
 

@@ -127,8 +127,10 @@ def test_layers_with_few_positions_are_left_alone() -> None:
 
 
 @pytest.mark.parametrize("timing", ["lagged", "synchronous"])
-def test_a_compiled_model_is_corrected_as_well(timing: Any) -> None:
-    compiled = torch.compile(home(), backend="eager", fullgraph=True)
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_compiled_model_is_corrected_as_well(timing: Any, backend: str) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(home(), backend=backend, fullgraph=True)
     with (
         torch.no_grad(),
         sa.StreamProcessor(compiled, timing=timing) as processor,
