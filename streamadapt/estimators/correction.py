@@ -18,15 +18,17 @@ class FrameCorrection:
     The shift of a new world sits in the first layers, and there a single frame has thousands of
     positions: enough to show most of it. So a frame that lies further from its row's statistics
     than frames of one world do is normalised with a mixture of the row's and its own, the more the
-    further it is, layer by layer in the first part of the model; in the layers after it, with a
-    mixture of the row's and the source's. No frame has a part in another one's output, and nothing
+    further it is, layer by layer in the first part of the model. In the layers after it, a frame
+    that was twice as far off as that in one of them is normalised with a mixture of the row's and
+    the source's. No frame has a part in another one's output, and nothing
     is remembered: the first frames of a new world are answered better, and so are frames of several
     worlds in one stream, which no common statistics fit.
 
     The weight of a frame's own statistics is `max(0, 1 - (usual level / D)^2)`, `D` its location-
-    scale distance from the row, mean over the layer's channels. Instance-aware batch normalisation
-    (NOTE, arXiv 2208.05117) corrects frames in a like manner, in all layers of a model that was
-    trained with it; here the model stays as it is.
+    scale distance from the row, mean over the layer's channels; the source's weight in the later
+    layers is the largest `max(0, 1 - (2 usual level / D)^2)` of the first ones. Instance-aware
+    batch normalisation (NOTE, arXiv 2208.05117) corrects frames in a like manner, in all layers of
+    a model that was trained with it; here the model stays as it is.
 
     Args:
         depth: part of the layers in which frames bring their own, counted by layers.
@@ -42,7 +44,7 @@ class FrameCorrection:
         self,
         *,
         depth: float = 1 / 3,
-        usual: float = 2.0,
+        usual: float = 3.0,
         levels: Sequence[float] | None = None,
     ) -> None:
         if not 0.0 < depth <= 1.0:

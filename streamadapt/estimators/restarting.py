@@ -129,7 +129,7 @@ class Restarting(Estimator):
         noise: float | None = None,
         unlike: float | None = None,
         own_depth: float = 1 / 3,
-        own_usual: float = 2.0,
+        own_usual: float = 3.0,
         own_levels: Sequence[float] | None = None,
     ) -> None:
         given = {

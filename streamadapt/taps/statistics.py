@@ -112,7 +112,7 @@ class FramesOwn:
         self, rows: RowStatistics, thresholds: Sequence[float], layout: BankLayout
     ) -> None:
         self._rows, self._thresholds, self._layout = rows, thresholds, layout
-        self._unlike: Tensor | None = None  # the largest weight so far, of each frame
+        self._foreign: Tensor | None = None  # how much each frame leans to the source
         self._later: tuple[Tensor, Tensor] | None = None
 
     def measures(self, index: int, positions: int) -> bool:
@@ -143,11 +143,12 @@ class FramesOwn:
         wanted, held, _ = self._rows.of(index, span)
         row, held = _at(wanted, rows), _at(held, rows)
         weight, mean, log = frame_share(staged, row, usual=self._thresholds[index], eps=eps)
-        before = self._unlike if index > 0 else None
-        if before is not None and before.shape == weight.shape:
-            self._unlike = torch.maximum(before, weight)
-        else:
-            self._unlike = weight
+        # `1 - (2 usual / D)^2`: the same weight for twice the distance.
+        foreign = (4.0 * weight - 3.0).clamp_(min=0.0)
+        before = self._foreign if index > 0 else None
+        if before is not None and before.shape == foreign.shape:
+            foreign = torch.maximum(before, foreign)
+        self._foreign = foreign
         self._later = None
         if _none(weight):
             return None
@@ -156,7 +157,7 @@ class FramesOwn:
     def _towards_source(
         self, index: int, items: int, rows: Tensor | None
     ) -> tuple[Tensor, Tensor] | None:
-        weight, span = self._unlike, self._layout.layers[index].span
+        weight, span = self._foreign, self._layout.layers[index].span
         if weight is None or weight.shape[0] != items or _none(weight):
             return None
         if not self._rows.known:
