@@ -257,7 +257,10 @@ class StreamProcessor:
             runtime.post(ev.RolledBack(step=runtime.steps, to=name, streams=streams, reason=reason))
 
     def freeze(self) -> None:
-        """Stop updating; outputs go on with the statistics as they are."""
+        """Stop updating; outputs go on with the statistics as they are.
+
+        Single frames are corrected as before, see `estimators.FrameCorrection`.
+        """
         runtime = self._runtime
         with runtime.step_lock.change():
             runtime.frozen = True
@@ -402,7 +405,7 @@ class StreamProcessor:
     def adapted_model(self, stream: Hashable | None = None) -> nn.Module:
         """A plain copy of the model with a stream's statistics baked in; compact, without taps.
 
-        With an alignment, the stream's map is part of the head's weight and bias.
+        It does not correct single frames, see `estimators.FrameCorrection`. With an alignment, the stream's map is part of the head's weight and bias.
 
         Raises:
             StreamError: unknown stream, or several and none named.
