@@ -405,7 +405,8 @@ class StreamProcessor:
     def adapted_model(self, stream: Hashable | None = None) -> nn.Module:
         """A plain copy of the model with a stream's statistics baked in; compact, without taps.
 
-        It does not correct single frames, see `estimators.FrameCorrection`. With an alignment, the stream's map is part of the head's weight and bias.
+        It does not correct single frames, see `estimators.FrameCorrection`. With an alignment, the
+        stream's map is part of the head's weight and bias.
 
         Raises:
             StreamError: unknown stream, or several and none named.
