@@ -19,7 +19,7 @@ from benchmarks.soak import soak, tiny_model
 
 pytestmark = pytest.mark.slow
 
-STEPS = 6000
+STEPS = 3000
 OPTIONS = {
     "one stream": {},
     "synchronous": {"timing": "synchronous"},
