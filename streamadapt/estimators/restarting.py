@@ -346,13 +346,16 @@ class Restarting(Estimator):
         insists = known & (scalars["recent"] > self.unlike)
         alarm = alarm | insists
 
-        # The level is a geometric mean, so that one outlier hardly shows; the first block of a
-        # phase may set it anew.
+        # The level is a geometric mean, so that one outlier hardly shows; but the first block of a
+        # phase may raise it as far as it likes, or a model with much innovation of its own would
+        # take it for a change for ever.
         learns = following | (blocks < _LEARNED_AFTER_BLOCKS)
         share = 1.0 - torch.exp2(-pending / _LEVEL_HALF_LIFE_FRAMES)
         share = torch.maximum(share, 1.0 / (blocks + 2.0))
+        raised = (blocks == 0.0) & (ratio > 1.0)
         step = ratio.clamp(min=0.25).clamp(max=torch.where(blocks > 1, 2.0, 9.0))
-        learned = torch.where(learns, level * step**share, level).clamp(min=_LEAST_LEVEL)
+        moved = torch.where(raised, innovation, level * step**share)
+        learned = torch.where(learns, moved, level).clamp(min=_LEAST_LEVEL)
         recent = scalars["recent"]
         drifted = recent * (innovation / recent).clamp(0.25, 4.0) ** share
         drifted = torch.where(learns, learned, drifted.clamp(min=_LEAST_LEVEL))
