@@ -109,6 +109,62 @@ def imagenet() -> str:
     )
 
 
+def rates() -> str:
+    """Batch sizes and frame rates."""
+    content = _load("adaptation-rates.json")
+    if content is None:
+        return MISSING
+    found, arguments = content["results"]["settings"], content["arguments"]
+    sizes = list(dict.fromkeys(one["batch_size"] for one in found))
+    rows = []
+    for rate in dict.fromkeys(one["frames_per_second"] for one in found):
+        cells = [100 * one["error"] for one in found if one["frames_per_second"] == rate]
+        rows.append([f"{rate} frames a second", *(f"{cell:.1f}" for cell in cells)])
+    seconds = arguments["pictures"] // 5
+    return markdown(["error %", *(f"batches of {size}" for size in sizes)], rows) + (
+        f"\n\nTwelve domains of {seconds} seconds, a picture every fifth of a second, shuffled; "
+        f"{len(arguments['seeds'])} seeds; configuration `{arguments['configuration']}`."
+    )
+
+
+def ablation() -> str:
+    """The default without parts of it."""
+    content = _load("adaptation-ablation.json")
+    if content is None:
+        return MISSING
+    found, arguments = content["results"], content["arguments"]
+    streams = list(next(iter(found.values())))
+    rows = [
+        [name, *(f"{100 * sum(each[one]) / len(each[one]):.1f}" for one in streams)]
+        for name, each in found.items()
+    ]
+    return markdown(["error %", *streams], rows) + (
+        f"\n\nResNet-20 on the tune part of CIFAR-10, clean and {len(arguments['degradations'])} "
+        f"design corruptions, {arguments['frames']} frames each, {len(arguments['seeds'])} seeds."
+    )
+
+
+def rivals() -> str:
+    """The default beside other statistics-only methods."""
+    content = _load("adaptation-rivals.json")
+    if content is None:
+        return MISSING
+    found, arguments = content["results"]["methods"], content["arguments"]
+    streams = list(arguments["frames"])
+    means = {name: sum(each[one] for one in streams) / len(streams) for name, each in found.items()}
+    rows = [
+        [name, *(f"{100 * found[name][one]:.1f}" for one in streams), f"{100 * mean:.1f}"]
+        for name, mean in sorted(means.items(), key=lambda pair: pair[1])
+    ]
+    return markdown(["error %", *streams, "mean"], rows) + (
+        f"\n\n{content['results']['title']}, continual streams, {len(arguments['seeds'])} seed; "
+        "frames a domain: "
+        + ", ".join(f"{stream}: {frames}" for stream, frames in arguments["frames"].items())
+        + ". Every method but the default at the better of its published and its tuned setting, "
+        f"stream by stream; configuration `{arguments['configuration']}`."
+    )
+
+
 def influence() -> str:
     """What an attacker does to others."""
     content = _load("robustness-influence.json")
@@ -148,9 +204,12 @@ def _load(name: str) -> dict[str, Any] | None:
 
 
 SECTIONS = {
+    "ablation": ablation,
     "adaptation": headline,
     "continual": continual,
     "depth": depth,
     "imagenet": imagenet,
     "influence": influence,
+    "rates": rates,
+    "rivals": rivals,
 }
