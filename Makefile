@@ -60,6 +60,8 @@ bench: $(DEV_STAMP)
 	$(VENV)/bin/python -m benchmarks.adaptation.depth
 	$(VENV)/bin/python -m benchmarks.adaptation.severities
 	$(VENV)/bin/python -m benchmarks.adaptation.continual cifar10-resnet20 digits
+	$(VENV)/bin/python -m benchmarks.adaptation.rates
+	$(VENV)/bin/python -m benchmarks.adaptation.ablation
 	$(VENV)/bin/python -m benchmarks.adaptation.imagenet
 	$(VENV)/bin/python -m benchmarks.adaptation.cost
 	$(VENV)/bin/python -m benchmarks.robustness.influence
