@@ -66,6 +66,7 @@ class Committed:
         weights: `[rows, entries]` float64, which frames were asked of which row, without those
             whose features were not finite.
         trust: `[entries]` float64, how much each frame counted; None: all alike.
+        healthy: `[rows, 1]` float64, see `Observation`.
         phase: `[rows]` float64, the rows' phases after it; None where the estimator has none.
     """
 
@@ -75,6 +76,7 @@ class Committed:
     positions: Tensor
     weights: Tensor
     trust: Tensor | None
+    healthy: Tensor | None
     phase: Tensor | None
 
 
@@ -215,6 +217,7 @@ class AdaptationEngine:
         entries: int | None,
         observe: bool,
         settling: Settling | None = None,
+        source: bool = False,
     ) -> Iterator[Step]:
         """Arm the tap for one forward of this thread.
 
@@ -223,6 +226,7 @@ class AdaptationEngine:
             entries: batch size, or None where it cannot be told from the input.
             observe: stage moments; without it, inputs are only moved onto the rows' statistics.
             settling: the forward is a settling pass.
+            source: normalise as the source, whatever the rows hold.
         """
         index = None
         if where.entries is not None:
@@ -238,11 +242,13 @@ class AdaptationEngine:
         )
         step.settling = settling
         now = settling is not None or (self.timing == "synchronous" and observe)
-        correction = None if settling is not None else self.estimator.correction
-        if now or correction is not None or not self.binding.bound:
+        plain = settling is not None or source
+        correction = None if plain else self.estimator.correction
+        moves = now or source or not self.binding.bound
+        if moves or correction is not None:
             with torch.inference_mode(False), torch.no_grad():
-                statistics = self._statistics(step, where, now=now)
-            if now or not self.binding.bound:
+                statistics = self._statistics(step, where, now=now, source=source)
+            if moves:
                 step.coefficients = statistics.coefficients
             if correction is not None:
                 thresholds = correction.thresholds(len(self.layers))
@@ -260,8 +266,11 @@ class AdaptationEngine:
             self.tap.step = None
             self.tap.remapping = False
 
-    def commit(self, step: Step, where: StepRows) -> Committed:
-        """Reduce what `step` staged and write it, for all layers of a row or for none."""
+    def commit(self, step: Step, where: StepRows, *, healthy: Tensor | None = None) -> Committed:
+        """Reduce what `step` staged and write it, for all layers of a row or for none.
+
+        `healthy` is the observation's, of a settling pass.
+        """
         if step.failure is not None:
             raise step.failure
         with torch.inference_mode(False), torch.no_grad():
@@ -282,6 +291,7 @@ class AdaptationEngine:
                     self._elapsed(where),
                     self.layout,
                     settling=step.settling is not None,
+                    healthy=healthy,
                 ),
             )
             verdict = self.bank.commit(
@@ -303,6 +313,7 @@ class AdaptationEngine:
                 observed.layer_positions,
                 weights,
                 trust,
+                healthy,
                 self._phase(where.rows),
             )
 
@@ -443,11 +454,12 @@ class AdaptationEngine:
         seconds = torch.tensor(where.elapsed_seconds, dtype=torch.float64)
         return upload(seconds.unsqueeze(1), self.device)
 
-    def _statistics(self, step: Step, where: StepRows, *, now: bool) -> RowStatistics:
+    def _statistics(self, step: Step, where: StepRows, *, now: bool, source: bool) -> RowStatistics:
         """What the layers of a step are normalised with."""
         bound = self.binding.bound
         if not now:
-            return CommittedStatistics(self.bank.read(where.rows), self.layout, bound=bound)
+            state = self.bank.read(where.rows)
+            return CommittedStatistics(state, self.layout, bound=bound, source=source)
         elapsed = self._elapsed(where)
 
         def propose(index: int, state: State) -> Moments:

@@ -96,6 +96,16 @@ class SettlingFailed(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SettlingRefused(Event):
+    """The model's answers said less under what settling found than under the source's statistics.
+
+    The stream rests on the source.
+    """
+
+    stream: Hashable
+
+
+@dataclass(frozen=True, kw_only=True)
 class ForwardFailed(Event):
     """The model raised; nothing was committed, its exception reached the caller."""
 

@@ -65,6 +65,9 @@ class StreamProcessor:
         journal: a folder, or a `Journal`, to put down what every batch showed and did (no images),
             for `streamadapt replay --journal`. What the disk does not take is dropped and told,
             never waited for.
+        class_scores: the model's `[frames, classes]` output is class scores, by which settling can
+            be judged (see `SettlingRefused`). Say False for embeddings and regressions. Outputs of
+            other shapes are never judged.
         clock: seconds; the camera time of frames without `pts_seconds`.
 
     Raises:
@@ -101,6 +104,7 @@ class StreamProcessor:
         max_snapshots: int = 16,
         alignment: Coral | None = None,
         journal: str | os.PathLike[str] | Journal | None = None,
+        class_scores: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         estimator = Restarting() if estimator is None else estimator
@@ -145,6 +149,7 @@ class StreamProcessor:
             alignment=alignment,
             journal=journal,
             profile=profile,
+            class_scores=class_scores,
         )
         self._stepper = Stepper(self._runtime, shadow_every=shadow_every, clock=clock)
 

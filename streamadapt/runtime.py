@@ -60,6 +60,7 @@ class Runtime:
         alignment: Coral | None = None,
         journal: Journal | None = None,
         profile: SourceProfile | None = None,
+        class_scores: bool = True,
     ) -> None:
         self.model = model
         self.profile = profile
@@ -82,7 +83,7 @@ class Runtime:
         self.outbox = Outbox(on_event)
         self.readouts = Readouts()
         self.ledger = Ledger(self.outbox, self.readouts)
-        self.phases = PhaseBook(self.outbox, self.readouts)
+        self.phases = PhaseBook(self.outbox, self.readouts, judges=class_scores)
         self.engine.on_displaced = self.phases.forget
         self.recorder = (
             None

@@ -27,6 +27,7 @@ from streamadapt.events import (
     Outcome,
     SettlingFailed,
     SettlingPassed,
+    SettlingRefused,
     ShadowCompared,
     ShadowFailed,
     UpdateFailed,
@@ -248,6 +249,7 @@ class Stepper:
                 entries=step.entries,
                 due=due,
                 committed=committed,
+                check=book.check,
                 step_lock=runtime.step_lock,
                 state_lock=runtime.state_lock,
             )
@@ -262,16 +264,23 @@ class Stepper:
                 streams=tuple(s for s, one in zip(streams, due, strict=True) if one),
             )
         )
-        refused = tuple(streams)
+        named = tuple(streams)
 
         def receive(verdict: Tensor) -> None:
-            for stream, frames in zip(refused, verdict.tolist(), strict=True):
+            for stream, frames in zip(named, verdict.tolist(), strict=True):
                 if frames < 0:
                     runtime.outbox.post(UpdateRefused(step=number, stream=stream))
+
+        def judge(healthy: Tensor) -> None:
+            for stream, sound in zip(named, healthy.flatten().tolist(), strict=True):
+                if not sound:
+                    runtime.outbox.post(SettlingRefused(step=number, stream=stream))
 
         assert settled.phase is not None
         with runtime.state_lock:
             runtime.readouts.submit(settled.verdict, receive)
+            if settled.healthy is not None:
+                runtime.readouts.submit(settled.healthy, judge)
             book.read(number, streams, where.rows, settled.phase)
         return output, settled
 

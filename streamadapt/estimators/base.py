@@ -87,6 +87,8 @@ class Observation:
         layers: how the channels belong together.
         settling: whether they are from a settling pass, in which each layer was measured under
             what the pass had made of the layers before it; see `Estimator.phase`.
+        healthy: `[rows, 1]`, 0 for rows whose answers under what settling found say less than
+            under the source's statistics, 1 for the others; None where nobody asked.
     """
 
     moments: Moments
@@ -94,6 +96,7 @@ class Observation:
     elapsed_seconds: Tensor
     layers: Layers = _NO_LAYERS
     settling: bool = False
+    healthy: Tensor | None = None
 
 
 class Estimator(ABC):

@@ -34,9 +34,9 @@ _LEARNED_AFTER_BLOCKS = 16  # resting, the level stays from then on, so that slo
 _SLACK, _PATIENCE = 2.0, 12.0  # the cumulative sum of innovation / level
 _LARGEST_RATIO = 6.0  # one block's part in it
 
-_UNCALIBRATED = {"material": 0.022, "level": 0.1, "noise": 0.3, "unlike": 0.125}
+_UNCALIBRATED = {"material": 0.022, "level": 0.1, "noise": 0.3, "unlike": 0.145}
 # With a profile they are so many times what its source shows.
-_MATERIAL, _NOISE, _UNLIKE = 2.2, 30.0, 1.5
+_MATERIAL, _NOISE, _UNLIKE = 2.2, 30.0, 1.75
 
 _SCALARS = {
     "phase": SETTLING,
@@ -64,8 +64,8 @@ class Restarting(Estimator):
 
     - *settling*: starts from the source, by settling passes over `settling_seconds`. The first
       layer starts with a prior of 1/25 s of source, the last with `prior_seconds`, in between
-      geometrically. At the end the row rests if it lies within `material` of the source, otherwise
-      it follows.
+      geometrically. At the end the row rests if it lies within `material` of the source, or if the
+      model's answers say less under what was found than under the source; otherwise it follows.
     - *following*: a moving average, the window growing to `window_seconds` in the first layer and
       `prior_seconds` in the last. A block of frames has weight `max_weight` at most, and counts as
       at most `clip` standard deviations from the mean, and a factor `exp(2 clip)` in the variance.
@@ -306,8 +306,11 @@ class Restarting(Estimator):
         moved = apart > self.material + self.noise / frames.clamp(min=1.0)
         enough = frames >= _LEAST_SETTLING_FRAMES
         insists = scalars["insists"] > 0.0
-        material = moved | insists
         done = settling & enough & (seconds >= self.settling_seconds * (1.0 - 1e-9))
+        if observed.healthy is not None:
+            harmful = settling & (observed.healthy == 0.0)
+            moved, insists, done = moved & ~harmful, insists & ~harmful, done | harmful
+        material = moved | insists
         moments = _select(material, new.aside, _like(old.source, new.aside))
         phase = torch.where(material, FOLLOWING, RESTING)
         advanced = new.advance(

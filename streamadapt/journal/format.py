@@ -64,7 +64,8 @@ refused), `pts_seconds` (camera time of the newest frame), `elapsed_seconds`: al
 `kept` (nothing but steps since the row's last record); `events` (since the previous record, oldest
 first: each an object of its fields with its class as `event`) and `events_lost` (how many more);
 and `settling`, true for the record of a settling pass, which shows the frames of
-the record before it once more.
+the record before it once more, with `healthy`, a list of R, where the answers were compared with
+the source's: false where they said less.
 
 A reader stops at the first record that is short or whose CRC is wrong; what follows counts as
 damaged. A writer never appends to a file that it did not begin itself.

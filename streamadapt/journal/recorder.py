@@ -107,6 +107,8 @@ class Recorder:
                 index = self._channels(engine.device)
                 rows = engine.bank.select(where.rows)
                 wide += [committed.verdict, committed.positions, rows.tallies]
+                if committed.healthy is not None:
+                    wide.append(committed.healthy)
                 narrow += [
                     committed.moments.mean.index_select(1, index),
                     committed.moments.var.index_select(1, index),
@@ -127,6 +129,7 @@ class Recorder:
             rows=len(where.rows),
             stated=stated,
             committed=committed is not None,
+            judged=committed is not None and committed.healthy is not None,
             health=health is not None,
         )
         self._readouts.submit(
@@ -258,6 +261,7 @@ class _Shape:
     rows: int
     stated: list[int]
     committed: bool
+    judged: bool
     health: bool
 
     def payload(self, meta: dict[str, Any], flat: NDArray[np.float32]) -> Payload:
@@ -269,9 +273,12 @@ class _Shape:
         verdict = pieces.wide(rows)
         positions = pieces.wide(layers)
         tallies = pieces.wide(rows, 2 + layers + len(header.scalars))
+        healthy = pieces.wide(rows) if self.judged else None
         moments = pieces.narrow(2, rows, channels).swapaxes(0, 1)
         states = pieces.narrow(rows, header.fields, channels)
         meta = {**meta, "committed": [int(value) for value in verdict]}
+        if healthy is not None:
+            meta["healthy"] = [bool(value) for value in healthy]
         if not (verdict > 0).any():
             meta["outcome"] = "rejected"
         return Payload(

@@ -299,7 +299,7 @@ class _Run:
         frames = torch.tensor(meta["committed"], dtype=torch.float64).clamp(min=0).unsqueeze(1)
         per_frame, count = self._counted(positions, frames)
         elapsed = torch.tensor(meta["elapsed_seconds"], dtype=torch.float64).unsqueeze(1)
-        settling = bool(meta.get("settling"))
+        settling, healthy = bool(meta.get("settling")), meta.get("healthy")
         new = self.estimator.step(
             bank.read(rows),
             Observation(
@@ -308,6 +308,9 @@ class _Run:
                 elapsed,
                 layout,
                 settling=settling,
+                healthy=None
+                if healthy is None
+                else torch.tensor(healthy, dtype=torch.float64).unsqueeze(1),
             ),
         )
         bank.commit(

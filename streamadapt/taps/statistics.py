@@ -35,31 +35,39 @@ class RowStatistics(Protocol):
 
 
 class CommittedStatistics:
-    """The rows' committed ones.
+    """The rows' committed ones, or the source's.
 
     Args:
         state: of the rows, all channels.
         layout: the bank's.
         bound: the layers hold the (one) row's statistics, not the source's.
+        source: normalise with the source's.
     """
 
     known = True
 
-    def __init__(self, state: State, layout: BankLayout, *, bound: bool) -> None:
+    def __init__(
+        self, state: State, layout: BankLayout, *, bound: bool, source: bool = False
+    ) -> None:
         self._state, self._layout = state, layout
+        rows, own = state.moments, state.source
+        as_rows = Moments(rows.count, own.mean.expand_as(rows.mean), own.var.expand_as(rows.var))
+        self._wanted = as_rows if source else rows
         self._held = state.moments if bound else state.source
-        self._all = None if bound else remap_coefficients(state.moments, state.source, layout.eps)
+        self._all: tuple[Tensor, Tensor] | None = None
 
     def coefficients(self, index: int) -> tuple[Tensor, Tensor]:
-        """See `RowStatistics`; the layers must not be bound."""
-        assert self._all is not None
+        """See `RowStatistics`."""
+        if self._all is None:
+            with torch.inference_mode(False), torch.no_grad():
+                self._all = remap_coefficients(self._wanted, self._held, self._layout.eps)
         span = self._layout.layers[index].span
         return self._all[0][:, span], self._all[1][:, span]
 
     def of(self, index: int, span: slice) -> tuple[Moments, Moments, Moments]:
         """See `RowStatistics`; any span of channels will do."""
-        state = self._state
-        return _part(state.moments, span), _part(self._held, span), _part(state.source, span)
+        wanted, held, source = self._wanted, self._held, self._state.source
+        return _part(wanted, span), _part(held, span), _part(source, span)
 
 
 class ProposedStatistics:

@@ -11,15 +11,18 @@ import torch
 from torch import Tensor, nn
 
 import streamadapt as sa
-from streamadapt.estimators import EMA, Restarting
+from streamadapt.bank import State
+from streamadapt.estimators import EMA, Observation, Restarting
 from streamadapt.events import (
     Event,
     FramesRejected,
     PhaseChanged,
     SettlingFailed,
     SettlingPassed,
+    SettlingRefused,
     UpdateFailed,
 )
+from streamadapt.moments import Moments
 from streamadapt.testing import frames, tiny_model
 
 GAIN, OFFSET = 0.4, 3.0
@@ -102,7 +105,7 @@ def test_synchronous_timing_answers_a_new_world_in_its_first_batch() -> None:
 
 
 def test_a_stream_that_settles_leaves_the_others_alone() -> None:
-    with sa.StreamProcessor(home(), max_streams=2) as processor:
+    with sa.StreamProcessor(home(), max_streams=2, class_scores=False) as processor:
         calm = Feed(processor, "calm")
         for seed in range(8):
             calm(frames(16, seed=seed))
@@ -320,3 +323,73 @@ def test_a_layer_that_did_not_run_starts_anew_with_the_others() -> None:
             feed(frames(16, seed=seed))
         assert phases(events)[:3] == ["settling", "following", "settling"]
         assert torch.equal(processor.statistics()["inner.bn2"].mean.float(), source)
+
+
+def outspoken() -> nn.Module:
+    """A model whose answers differ from frame to frame."""
+    model = home()
+    with torch.no_grad():
+        model.head.weight.mul_(30.0)
+    return model
+
+
+class Wrong(Restarting):
+    """Settles on statistics that make every frame look alike."""
+
+    def update(self, state: State, observed: Observation) -> State:
+        seen = super().update(state, observed)
+        if not observed.settling:
+            return seen
+        assert seen.aside is not None
+        var = torch.full_like(seen.moments.var, 1e6)
+        found = Moments(seen.moments.count, seen.moments.mean, var)
+        return seen.advance(found, aside=Moments(seen.aside.count, seen.aside.mean, var))
+
+
+@pytest.mark.parametrize("size", [4, 64])
+@pytest.mark.parametrize("streams", [None, "one"])
+def test_answers_that_say_less_than_the_sources_are_refused(size: int, streams: str | None) -> None:
+    events: list[Event] = []
+    options: dict[str, Any] = {} if streams is None else {"max_streams": 3}
+    with sa.StreamProcessor(
+        outspoken(), estimator=Wrong(), on_event=events.append, **options
+    ) as processor:
+        feed = Feed(processor, streams)
+        for seed in range(96 // size):
+            feed(frames(size, seed=seed))
+        assert processor.phase(streams) == "resting"
+        assert processor.drift(streams).overall == 0.0
+        assert not processor.event_counts.get("SettlingFailed")
+    refused = [event for event in events if isinstance(event, SettlingRefused)]
+    assert [event.stream for event in refused] == [streams or "default"]
+    passes = sum(isinstance(event, SettlingPassed) for event in events)
+    assert passes == -(-16 // size)  # judged by 16 frames
+
+
+def test_other_outputs_than_class_scores_are_not_judged(tmp_path: Path) -> None:
+    class Maps(nn.Module):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.model(x).unsqueeze(-1).unsqueeze(-1)
+
+    for model, judged in ((outspoken(), False), (Maps(outspoken()), True)):
+        events: list[Event] = []
+        with sa.StreamProcessor(
+            model, estimator=Wrong(), on_event=events.append, class_scores=judged
+        ) as processor:
+            feed = Feed(processor)
+            for seed in range(4):
+                feed(frames(16, seed=seed))
+        assert not any(isinstance(event, SettlingRefused) for event in events)
+
+
+def test_a_refusal_is_replayed_from_the_journal(tmp_path: Path) -> None:
+    with sa.StreamProcessor(outspoken(), estimator=Wrong(), journal=tmp_path) as processor:
+        feed = Feed(processor)
+        for seed in range(8):
+            feed(frames(16, seed=seed))
+        assert processor.phase("default") == "resting"
+    assert sa.journal.replay_journal(tmp_path, estimator=Wrong()).same
