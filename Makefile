@@ -62,6 +62,7 @@ bench: $(DEV_STAMP)
 	$(VENV)/bin/python -m benchmarks.adaptation.continual cifar10-resnet20 digits
 	$(VENV)/bin/python -m benchmarks.adaptation.rates
 	$(VENV)/bin/python -m benchmarks.adaptation.ablation
+	$(VENV)/bin/python -m benchmarks.adaptation.answers
 	$(VENV)/bin/python -m benchmarks.adaptation.imagenet
 	$(VENV)/bin/python -m benchmarks.adaptation.cost
 	$(VENV)/bin/python -m benchmarks.robustness.influence

@@ -144,6 +144,26 @@ def ablation() -> str:
     )
 
 
+def answers() -> str:
+    """What settling does to the information in the answers."""
+    content = _load("adaptation-answers.json")
+    if content is None:
+        return MISSING
+    found, arguments = content["results"], content["arguments"]
+    orders = list(arguments["orders"])
+    rows = [
+        [
+            domain.replace("_", " ").replace("none", "clean"),
+            *(f"{each[one]['median']:.2f} ({each[one]['least']:.2f})" for one in orders),
+        ]
+        for domain, each in found.items()
+    ]
+    return markdown(["settled over source", *orders], rows) + (
+        f"\n\nInformation in the answers after settling over that on the source's statistics, same "
+        f"frames: median and least of {arguments['draws']} draws; ResNet-20, tune part of CIFAR-10."
+    )
+
+
 def rivals() -> str:
     """The default beside other statistics-only methods."""
     content = _load("adaptation-rivals.json")
@@ -206,6 +226,7 @@ def _load(name: str) -> dict[str, Any] | None:
 SECTIONS = {
     "ablation": ablation,
     "adaptation": headline,
+    "answers": answers,
     "continual": continual,
     "depth": depth,
     "imagenet": imagenet,
