@@ -144,6 +144,8 @@ class AdaptationEngine:
             head.require_device(self.device)
             self.bank.companion = head.rows
         self._staging = Staging(self.layout)
+        correction = estimator.correction
+        self._thresholds = () if correction is None else correction.thresholds(len(self.layers))
         self._make_constants()
         self.tap = ModelTap(self.layers)
         self.binding = BufferBinding(self.layers)
@@ -251,8 +253,7 @@ class AdaptationEngine:
             if moves:
                 step.coefficients = statistics.coefficients
             if correction is not None:
-                thresholds = correction.thresholds(len(self.layers))
-                step.own = FramesOwn(statistics, thresholds, self.layout)
+                step.own = FramesOwn(statistics, self._thresholds, self.layout)
         self.tap.remapping = step.coefficients is not None or step.own is not None
         self.tap.step = step
         if self.head is not None:

@@ -51,8 +51,10 @@ class CommittedStatistics:
     ) -> None:
         self._state, self._layout = state, layout
         rows, own = state.moments, state.source
-        as_rows = Moments(rows.count, own.mean.expand_as(rows.mean), own.var.expand_as(rows.var))
-        self._wanted = as_rows if source else rows
+        self._wanted = rows
+        if source:
+            mean, var = own.mean.expand_as(rows.mean), own.var.expand_as(rows.var)
+            self._wanted = Moments(rows.count, mean, var)
         self._held = state.moments if bound else state.source
         self._all: tuple[Tensor, Tensor] | None = None
 
