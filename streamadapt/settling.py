@@ -78,8 +78,8 @@ class AnswersCheck:
     and under the pass's, by the mutual information of frame and answer,
     `I = H(mean of p) - mean of H(p)`, `p` the softmax of the scores: statistics that do not fit
     make a model give one answer to everything, or none with confidence. Right ones raised it or
-    left it nearly as it was in every world that was tried; below seven tenths of the source's they are
-    refused.
+    left it nearly as it was in every world that was tried; below seven tenths of the source's they
+    are refused.
 
     Args:
         on: without, nothing is asked.
