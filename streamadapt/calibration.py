@@ -67,7 +67,7 @@ def _pass_over(
 ) -> tuple[Tensor, Tensor, list[float], list[Tensor]]:
     means: list[Tensor] = []
     variances: list[Tensor] = []
-    settled: list[float] = []
+    settled: list[Tensor] = []
     health: list[Tensor] = []
     index = engine.layout.places.to(engine.device)
     passed = 0
@@ -118,19 +118,19 @@ def _settle(
     engine.commit(step, where)
 
 
-def _apart(engine: AdaptationEngine) -> float:
-    """Distance from the source of what was settled on."""
+def _apart(engine: AdaptationEngine) -> Tensor:
+    """Distance of each layer from the source, of what was settled on, `[layers]`."""
     state = engine.bank.read([0])
     assert state.aside is not None
     apart = location_scale_distance(state.aside, state.source, engine.layout.eps)
-    return float(engine.layout.mean_over_model(apart))
+    return engine.layout.mean_per_layer(apart).squeeze(0)
 
 
 def _profile(
     engine: AdaptationEngine,
     means: Tensor,
     variances: Tensor,
-    settled: Sequence[float],
+    settled: Sequence[Tensor],
     health: list[Tensor],
 ) -> SourceProfile:
     layout = engine.layout
@@ -157,7 +157,7 @@ def _profile(
         found["log_variance"].append(log_variance)
         found["log_bias"].append(log.mean(dim=0))
         found["freedom"].append(freedom)
-        found["innovation"].append(apart.mean())
+        found["innovation"].append(apart.mean(dim=0))
     frames = Moments(torch.ones_like(means), means, variances)
     apart = _layer_means(location_scale_distance(frames, own, eps), layout)
     stacked = {name: torch.stack(parts).float().cpu() for name, parts in found.items()}
@@ -172,7 +172,7 @@ def _profile(
         frames=len(means),
         mean=source[0].float().cpu(),
         var=source[1].float().cpu(),
-        settled=sum(settled) / len(settled),
+        settled=torch.stack(list(settled)).mean(dim=0).float().cpu(),
         mean_variance=stacked["mean_variance"],
         log_variance=stacked["log_variance"],
         log_bias=stacked["log_bias"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -30,6 +31,11 @@ class LayerSlice:
     def span(self) -> slice:
         """The layer's channels as a slice of the channel dimension."""
         return slice(self.start, self.stop)
+
+
+def layers_up_to(depth: float, layers: int) -> int:
+    """How many of so many layers lie within a part of the model, from 0 (one) to 1 (all)."""
+    return math.floor(depth * (layers - 1) + 1e-9) + 1
 
 
 class BankLayout:
@@ -67,6 +73,7 @@ class BankLayout:
             last = max(len(placed) - 1, 1)
             depth = torch.arange(len(placed), dtype=torch.float64) / last
             self._depth = depth.index_select(0, self._layer_of).unsqueeze(0)
+        self._leading: dict[float, tuple[slice, Tensor]] = {}
 
     def to(self, device: torch.device) -> None:
         """Move the index tensors; a no-op when they are already there."""
@@ -75,6 +82,7 @@ class BankLayout:
         self._eps = self._eps.to(device)
         self._share = self._share.to(device)
         self._depth = self._depth.to(device)
+        self._leading.clear()
 
     @property
     def eps(self) -> Tensor:
@@ -109,6 +117,23 @@ class BankLayout:
     def mean_over_layer(self, per_channel: Tensor) -> Tensor:
         """Put the mean over its layer in the place of each of `[..., padded channels]`."""
         return self.per_channel(self.mean_per_layer(per_channel))
+
+    def leading(self, depth: float) -> slice:
+        """Channels of the layers up to a depth, from 0 (the first layer alone) to 1 (all)."""
+        return self._lead(depth)[0]
+
+    def mean_over_leading(self, per_channel: Tensor, depth: float) -> Tensor:
+        """The mean over these layers of their means, `[..., 1]`, from `[..., those channels]`."""
+        return (per_channel * self._lead(depth)[1]).sum(dim=-1, keepdim=True)
+
+    def _lead(self, depth: float) -> tuple[slice, Tensor]:
+        """Their span, and what each channel counts in the mean; padding counts nothing."""
+        if depth not in self._leading:
+            count = layers_up_to(depth, len(self.layers))
+            span = slice(0, self.layers[count].start if count < len(self.layers) else None)
+            with torch.inference_mode(False):
+                self._leading[depth] = span, self._share[span] / count
+        return self._leading[depth]
 
     def mean_over_model(self, per_channel: Tensor) -> Tensor:
         """The mean over all layers of their means over channels, `[..., 1]`."""

@@ -15,12 +15,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from streamadapt.errors import ConfigurationError, DataError
+from streamadapt.layout import layers_up_to
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 """Batch sizes that variability is known for."""
 
 _FORMAT = "streamadapt-profile"
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -43,9 +44,10 @@ class SourceProfile:
         freedom: `[S, L]`, effective degrees of freedom of
             `Q = mean_c ((delta - E delta)^2 / Var delta + (l - E l)^2 / Var l) / 2`, which are
             `2 E[Q]^2 / Var[Q]`: channels of a layer go together.
-        innovation: `[S]`, location-scale distance of a batch from the source, mean over layers.
+        innovation: `[S, L]`, location-scale distance of a batch from the source, mean over the
+            layer's channels.
         frame_distance: `[L]`, median distance of single frames from the source in each layer.
-        settled: distance of all layers after settling on 64 frames of the source.
+        settled: `[L]`, distance from the source after settling on 64 frames of it.
         entropy: of the answers, mean over frames, in nats; NaN where they are no class scores.
         confidence: of the answers, mean over frames, 0 to 1; NaN likewise.
         diversity: effective number of classes, exp of the entropy of the mean answer; NaN likewise.
@@ -62,15 +64,22 @@ class SourceProfile:
     freedom: Tensor
     innovation: Tensor
     frame_distance: Tensor
-    settled: float
+    settled: Tensor
     entropy: float = math.nan
     confidence: float = math.nan
     diversity: float = math.nan
 
-    def innovation_of(self, frames: int) -> float:
-        """`innovation` of a batch of so many frames, the nearest size that is known."""
+    def innovation_of(self, frames: int, *, depth: float = 1.0) -> float:
+        """`innovation` of a batch of so many frames, mean over the layers up to a depth.
+
+        Of the nearest size that is known.
+        """
         nearest = min(range(len(SIZES)), key=lambda k: abs(math.log(SIZES[k] / max(frames, 1))))
-        return float(self.innovation[nearest])
+        return float(self.innovation[nearest][: layers_up_to(depth, len(self.layers))].mean())
+
+    def settled_to(self, depth: float) -> float:
+        """`settled`, mean over the layers up to a depth."""
+        return float(self.settled[: layers_up_to(depth, len(self.layers))].mean())
 
     def require_fingerprint(self, fingerprint: str) -> None:
         """Refuse another model (`ConfigurationError`)."""
@@ -143,8 +152,9 @@ class SourceProfile:
             "log_variance": (sizes, channels),
             "log_bias": (sizes, channels),
             "freedom": (sizes, len(self.layers)),
-            "innovation": (sizes,),
+            "innovation": (sizes, len(self.layers)),
             "frame_distance": (len(self.layers),),
+            "settled": (len(self.layers),),
         }
         for name, shape in shapes.items():
             found = getattr(self, name)
@@ -157,7 +167,7 @@ class SourceProfile:
     def __repr__(self) -> str:
         return (
             f"SourceProfile(layers={len(self.layers)}, channels={len(self.mean)}, "
-            f"frames={self.frames}, settled={self.settled:.4g}, "
+            f"frames={self.frames}, settled={self.settled_to(1.0):.4g}, "
             f"fingerprint={self.fingerprint[:12]!r})"
         )
 
@@ -171,4 +181,5 @@ _TENSORS = (
     "freedom",
     "innovation",
     "frame_distance",
+    "settled",
 )

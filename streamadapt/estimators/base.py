@@ -38,6 +38,12 @@ class Layers(Protocol):
     def mean_over_model(self, per_channel: Tensor) -> Tensor:
         """The mean over layers of their means, `[..., 1]`."""
 
+    def leading(self, depth: float) -> slice:
+        """Channels of the layers up to a depth."""
+
+    def mean_over_leading(self, per_channel: Tensor, depth: float) -> Tensor:
+        """The mean over these layers of their means, `[..., 1]`, from values of these channels."""
+
 
 class OneLayer:
     """The channels of one layer.
@@ -57,6 +63,14 @@ class OneLayer:
     def mean_over_model(self, per_channel: Tensor) -> Tensor:
         """The mean over the last dimension."""
         return per_channel.mean(dim=-1, keepdim=True)
+
+    def leading(self, depth: float) -> slice:
+        """All channels."""
+        return slice(None)
+
+    def mean_over_leading(self, per_channel: Tensor, depth: float) -> Tensor:
+        """The mean over the last dimension."""
+        return self.mean_over_model(per_channel)
 
 
 class EachChannelAlone(OneLayer):

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from streamadapt.errors import ConfigurationError
+from streamadapt.layout import layers_up_to
 from streamadapt.profile import SourceProfile
 
 _FIRST_LEVEL, _LAST_LEVEL = 0.8, 0.1  # uncalibrated: of the first and the last corrected layer
@@ -77,7 +78,7 @@ class FrameCorrection:
 
     def _count(self, layers: int) -> int:
         """How many of the first layers."""
-        return math.floor(self.depth * (layers - 1) + 1e-9) + 1
+        return layers_up_to(self.depth, layers)
 
     def __repr__(self) -> str:
         return (

@@ -31,12 +31,13 @@ _TINY = 1e-150  # two constant channels are no distance apart, not 0 / 0
 _LEVEL_HALF_LIFE_FRAMES = 128.0
 _KNOWN_AFTER_FRAMES = 192.0
 _LEARNED_AFTER_BLOCKS = 16  # resting, the level stays from then on, so that slow drift shows
-_SLACK, _PATIENCE = 2.0, 12.0  # the cumulative sum of innovation / level
+_SLACK, _PATIENCE = 2.0, 8.0  # the cumulative sum of innovation / level
+_NEARER, _NEARER_SLACK = 2.0, 0.1  # the one of how much nearer to the source blocks lie / level
 _LARGEST_RATIO = 6.0  # one block's part in it
 
-_UNCALIBRATED = {"material": 0.022, "level": 0.1, "noise": 0.3, "unlike": 0.145}
+_UNCALIBRATED = {"material": 0.027, "level": 0.1, "noise": 0.35, "unlike": 0.19}
 # With a profile they are so many times what its source shows.
-_MATERIAL, _NOISE, _UNLIKE = 2.2, 30.0, 1.75
+_MATERIAL, _NOISE, _UNLIKE = 1.44, 18.6, 1.75
 
 _SCALARS = {
     "phase": SETTLING,
@@ -46,6 +47,7 @@ _SCALARS = {
     "pending_seconds": 0.0,
     "blocks": 0.0,  # in this phase
     "excess": 0.0,
+    "nearer": 0.0,
     "recent": 0.1,  # level that goes on following where the other one stays
     "insists": 0.0,  # 1 where that is material, whatever settling finds
 }
@@ -73,8 +75,10 @@ class Restarting(Estimator):
     - *resting*: the source's statistics to the bit.
 
     Following and resting, it watches the innovation: the location-scale distance of a block of
-    frames from the statistics in use, mean over layers. An innovation of `alarm` times its usual
-    level, or a cumulative sum of smaller ones, starts a settling.
+    frames from the statistics in use, mean over the first half of the layers, where shifts show and
+    content shows least. An innovation of `alarm` times its usual level, or a cumulative sum of
+    smaller ones, starts a settling. So do blocks that lie nearer to the source than to what is
+    followed: the world became milder.
 
     Whatever the phase, a frame that is unlike the row's statistics is normalised with more of its
     own; see `FrameCorrection`. That is what the first frames of a new world are answered with, and
@@ -90,8 +94,8 @@ class Restarting(Estimator):
         prior_seconds: memory of the last layer, and what the source counts for in it.
         settling_seconds: how long settling takes; 16 frames at least.
         alarm: innovation over its usual level that is a change of domain.
-        material: distance from the source, mean over layers, below which nothing is adapted; like
-            `level`, `noise` and `unlike` from the profile where there is one.
+        material: distance from the source, mean over watched layers, below which nothing is
+            adapted; like `level`, `noise` and `unlike` from the profile where there is one.
         clip: largest innovation of a block that counts, in standard deviations.
         max_weight: largest weight of a block while following.
         block_frames: frames that are pooled before anything is concluded from them, at least.
@@ -101,6 +105,7 @@ class Restarting(Estimator):
         unlike: level of the innovation while resting, which is the distance of blocks from the
             source as the source's statistics let it through, that is material even where the
             layers, each put right in turn, have little left to move.
+        watch_depth: part of the layers, counted from the first, whose distances count.
         own_depth: `depth` of the `FrameCorrection`; 0: every frame is normalised like its row.
         own_usual: its `usual`.
         own_levels: its `levels`, from the profile where there is one.
@@ -128,6 +133,7 @@ class Restarting(Estimator):
         level: float | None = None,
         noise: float | None = None,
         unlike: float | None = None,
+        watch_depth: float = 1 / 2,
         own_depth: float = 1 / 3,
         own_usual: float = 3.0,
         own_levels: Sequence[float] | None = None,
@@ -156,6 +162,8 @@ class Restarting(Estimator):
                 raise ConfigurationError(f"`{name}` must be positive and finite, got {value}.")
         if max_weight > 1.0:
             raise ConfigurationError(f"`max_weight` must be at most 1, got {max_weight}.")
+        if not 0.0 <= watch_depth <= 1.0:
+            raise ConfigurationError(f"`watch_depth` must be between 0 and 1, got {watch_depth}.")
         if not (alarm > 1.0 and math.isfinite(alarm)):
             raise ConfigurationError(
                 f"`alarm` must be above 1, the usual level of innovation, got {alarm}."
@@ -178,6 +186,7 @@ class Restarting(Estimator):
         self.level = float(level)
         self.noise = float(noise)
         self.unlike = float(unlike)
+        self.watch_depth = float(watch_depth)
         self.own_depth = float(own_depth)
         self.own_usual = float(own_usual)
         self.own_levels = own_levels
@@ -205,10 +214,10 @@ class Restarting(Estimator):
         own = self.correction
         block = max(self.block_frames, round(self.block_seconds / SECONDS_PER_FRAME))
         found = {
-            "material": _MATERIAL * profile.settled,
-            "level": max(profile.innovation_of(block), _LEAST_LEVEL),
-            "noise": _NOISE * profile.settled,
-            "unlike": _UNLIKE * profile.innovation_of(block),
+            "material": _MATERIAL * profile.settled_to(self.watch_depth),
+            "level": max(profile.innovation_of(block, depth=self.watch_depth), _LEAST_LEVEL),
+            "noise": _NOISE * profile.settled_to(self.watch_depth),
+            "unlike": _UNLIKE * profile.innovation_of(block, depth=self.watch_depth),
         }
         return Restarting(
             window_seconds=self.window_seconds,
@@ -219,6 +228,7 @@ class Restarting(Estimator):
             max_weight=self.max_weight,
             block_frames=self.block_frames,
             block_seconds=self.block_seconds,
+            watch_depth=self.watch_depth,
             own_depth=self.own_depth,
             own_usual=self.own_usual,
             own_levels=None if own is None else own.calibrated(profile).levels,
@@ -296,13 +306,26 @@ class Restarting(Estimator):
         """As remembered."""
         return scalars["phase"]
 
+    def _distance(self, one: Moments, other: Moments, observed: Observation) -> Tensor:
+        """Location-scale distance, mean over the watched layers, `[rows, 1]`.
+
+        Layers that did not run are zero.
+        """
+        layers = observed.layers
+        span = layers.leading(self.watch_depth)
+        eps = (layers.eps + _TINY).expand_as(one.mean)[..., span]
+        apart = location_scale_distance(_part(one, span), _part(other, span), eps)
+        ran = observed.moments.count[..., span] > 0
+        apart = torch.where(ran, apart.clamp(max=_LARGEST_DISTANCE), 0.0)
+        return layers.mean_over_leading(apart, self.watch_depth)
+
     def _settle(self, old: State, new: State, observed: Observation) -> State:
         assert new.aside is not None
         scalars = old.scalars
         settling = scalars["phase"] == SETTLING
         frames = scalars["settled_frames"] + observed.frames
         seconds = scalars["settled_seconds"] + _seconds(observed)
-        apart = _distance(new.aside, old.source, observed)
+        apart = self._distance(new.aside, old.source, observed)
         moved = apart > self.material + self.noise / frames.clamp(min=1.0)
         enough = frames >= _LEAST_SETTLING_FRAMES
         insists = scalars["insists"] > 0.0
@@ -319,7 +342,6 @@ class Restarting(Estimator):
             settled_frames=torch.where(settling, frames, scalars["settled_frames"]),
             settled_seconds=torch.where(settling, seconds, scalars["settled_seconds"]),
             insists=torch.where(done, (insists & ~moved).double(), scalars["insists"]),
-            level=torch.where(done, self.level, scalars["level"]),
             recent=torch.where(done, self.level, scalars["recent"]),
             pending_frames=torch.where(done, 0.0, scalars["pending_frames"]),
             pending_seconds=torch.where(done, 0.0, scalars["pending_seconds"]),
@@ -337,33 +359,35 @@ class Restarting(Estimator):
         seconds = scalars["pending_seconds"] + _seconds(observed)
         ready = ~settling & self._whole(pending, seconds)
 
-        innovation = _distance(new.aside, old.moments, observed)
+        innovation = self._distance(new.aside, old.moments, observed)
         level, blocks = scalars["level"], scalars["blocks"]
         ratio = innovation / level
         excess = (scalars["excess"] + ratio.clamp(max=_LARGEST_RATIO) - _SLACK).clamp(min=0.0)
-        excess = torch.where(blocks > 0, excess, 0.0)
-        alarm = ready & (blocks > 0) & ((ratio > self.alarm) | (excess > _PATIENCE))
+        from_source = self._distance(new.aside, old.source, observed)
+        nearer = scalars["nearer"] + (innovation - from_source) / level - _NEARER_SLACK
+        nearer = torch.where(following, nearer.clamp(min=0.0), 0.0)
+        alarm = ready & ((ratio > self.alarm) | (excess > _PATIENCE) | (nearer > _NEARER))
 
         known = ready & ~following & (blocks >= 2.0) & _same(old.moments, old.source)
         known = known & (scalars["settled_frames"] >= _KNOWN_AFTER_FRAMES)
         insists = known & (scalars["recent"] > self.unlike)
         alarm = alarm | insists
 
-        # The level is a geometric mean, so that one outlier hardly shows; but the first block of a
-        # phase may raise it as far as it likes, or a model with much innovation of its own would
-        # take it for a change for ever.
+        # The level is a geometric mean, so that one outlier hardly shows. An alarm at the first
+        # block of a phase doubles it, or a world with much innovation of its own would be taken for
+        # a change for ever.
         learns = following | (blocks < _LEARNED_AFTER_BLOCKS)
         share = 1.0 - torch.exp2(-pending / _LEVEL_HALF_LIFE_FRAMES)
         share = torch.maximum(share, 1.0 / (blocks + 2.0))
-        raised = (blocks == 0.0) & (ratio > 1.0)
         step = ratio.clamp(min=0.25).clamp(max=torch.where(blocks > 1, 2.0, 9.0))
-        moved = torch.where(raised, innovation, level * step**share)
+        moved = level * step**share
+        doubled = torch.where((blocks == 0.0) & (ratio > self.alarm), 2.0 * level, level)
         learned = torch.where(learns, moved, level).clamp(min=_LEAST_LEVEL)
         recent = scalars["recent"]
         drifted = recent * (innovation / recent).clamp(0.25, 4.0) ** share
         drifted = torch.where(learns, learned, drifted.clamp(min=_LEAST_LEVEL))
 
-        near = _distance(new.moments, old.source, observed) < self.material
+        near = self._distance(new.moments, old.source, observed) < self.material
         back = ready & following & near & (scalars["insists"] == 0.0)
         source = _like(old.source, new.moments)
         start = alarm | back
@@ -381,10 +405,11 @@ class Restarting(Estimator):
             ),
             pending_frames=torch.where(ready | settling, 0.0, pending),
             pending_seconds=torch.where(ready | settling, 0.0, seconds),
-            level=torch.where(back, self.level, torch.where(ready & ~alarm, learned, level)),
+            level=torch.where(alarm, doubled, torch.where(ready, learned, level)),
             recent=torch.where(back, self.level, torch.where(ready, drifted, recent)),
             blocks=torch.where(start, 0.0, blocks + goes_on),
             excess=torch.where(start, 0.0, torch.where(ready, excess, scalars["excess"])),
+            nearer=torch.where(start, 0.0, torch.where(ready, nearer, scalars["nearer"])),
             insists=torch.where(alarm | back, insists.double(), scalars["insists"]),
         )
         return replace(advanced, anew=start)
@@ -395,13 +420,6 @@ def _seconds(observed: Observation) -> Tensor:
     frames = observed.frames
     longest = frames * MAX_SECONDS_PER_FRAME
     return torch.minimum(observed.elapsed_seconds, longest).maximum(frames * _LEAST_SECONDS)
-
-
-def _distance(one: Moments, other: Moments, observed: Observation) -> Tensor:
-    """Location-scale distance, mean over layers, `[rows, 1]`; layers that did not run are zero."""
-    apart = location_scale_distance(one, other, observed.layers.eps + _TINY)
-    apart = apart.clamp(max=_LARGEST_DISTANCE)
-    return observed.layers.mean_over_model(torch.where(observed.moments.count > 0, apart, 0.0))
 
 
 def _same(one: Moments, other: Moments) -> Tensor:
@@ -430,3 +448,7 @@ def _select(rows: Tensor, one: Moments, other: Moments) -> Moments:
 
 def _like(source: Moments, moments: Moments) -> Moments:
     return Moments(moments.count, source.mean, source.var)
+
+
+def _part(moments: Moments, span: slice) -> Moments:
+    return Moments(moments.count[..., span], moments.mean[..., span], moments.var[..., span])

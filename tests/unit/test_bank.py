@@ -104,6 +104,19 @@ def assert_same(one: RowState, other: RowState) -> None:
 # Layout ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("depth", "layers"), [(0.0, 1), (0.3, 1), (0.5, 2), (0.99, 2), (1.0, 3)])
+def test_the_mean_over_leading_layers_is_one_of_their_means(depth: float, layers: int) -> None:
+    layout = BankLayout([("a", 5, 1e-5), ("b", 40, 1e-5), ("c", 3, 1e-5)])
+    values = torch.randn(2, layout.padded_channels, dtype=torch.float64)
+    span = layout.leading(depth)
+    found = layout.mean_over_leading(values[:, span], depth)
+    means = [values[:, one.span].mean(dim=1) for one in layout.layers[:layers]]
+    torch.testing.assert_close(found[:, 0], torch.stack(means).mean(dim=0))
+    assert span.start == 0
+    if layers < 3:
+        assert span.stop == layout.layers[layers].start
+
+
 @given(st.lists(st.integers(1, 200), min_size=1, max_size=12))
 def test_every_layer_starts_on_a_32_channel_boundary(widths: list[int]) -> None:
     layout = BankLayout([(str(i), width, 1e-5) for i, width in enumerate(widths)])

@@ -16,6 +16,7 @@ from streamadapt.bank import State
 from streamadapt.errors import ConfigurationError
 from streamadapt.estimators import Observation, Restarting
 from streamadapt.estimators.base import PHASES, OneLayer
+from streamadapt.layout import BankLayout
 from streamadapt.moments import Moments
 
 CHANNELS = 5
@@ -217,6 +218,8 @@ def test_back_home_it_rests_on_the_source_to_the_bit() -> None:
     now = replace(now, moments=Moments(now.moments.count, mean.view(1, -1), var.view(1, -1)))
     for _ in range(200):
         now = estimator.step(now, seen(*moved_home(0.0)))
+        if phase_of(now) == "settling":
+            now = estimator.step(now, seen(*moved_home(0.0), settling=True))
         if phase_of(now) == "resting":
             break
     assert phase_of(now) == "resting"
@@ -258,6 +261,85 @@ def test_small_steps_add_up_to_an_alarm() -> None:
     assert 2 <= count <= 12
 
 
+def test_a_world_nearer_to_the_source_than_to_the_row_starts_a_settling() -> None:
+    estimator = Restarting()
+    own = source()
+    now = state(estimator, phase=FOLLOWING, settled_seconds=60.0)
+    mean, var = moved_home(0.4)
+    now = replace(now, moments=Moments(now.moments.count, mean.view(1, -1), var.view(1, -1)))
+    now.scalars["level"] = wide([[0.1]])
+    # A third of the way out: no jump (0.07 to the row), but only 0.02 from the source.
+    blocks = 0
+    while phase_of(now) == "following" and blocks < 20:
+        now = estimator.step(now, seen(*moved_home(0.13), seconds=0.7, frames=8.0))
+        blocks += 1
+    assert phase_of(now) == "settling"
+    assert torch.equal(now.moments.mean[0], own.mean)
+
+
+def test_a_world_that_stays_beyond_the_row_starts_none() -> None:
+    estimator = Restarting()
+    now = state(estimator, phase=FOLLOWING, settled_seconds=60.0)
+    mean, var = moved_home(0.4)
+    now = replace(now, moments=Moments(now.moments.count, mean.view(1, -1), var.view(1, -1)))
+    now.scalars["level"] = wide([[0.1]])
+    for _ in range(60):
+        now = estimator.step(now, seen(*moved_home(0.6), seconds=0.7, frames=8.0))
+    assert phase_of(now) == "following"
+
+
+def test_much_innovation_right_after_settling_is_no_endless_alarm() -> None:
+    estimator = Restarting(material=0.0, settling_seconds=1.0)
+    own, rng = source(), np.random.default_rng(0)
+    now, starts = state(estimator), 0
+    for _ in range(200):
+        signs = wide(rng.choice([-1, 1], CHANNELS))
+        mean = own.mean + 2.0 * signs * own.var.sqrt()  # innovations of 4, forty times `level`
+        before = phase_of(now)
+        now = estimator.step(now, seen(mean, own.var))
+        if phase_of(now) == "settling":
+            starts += before != "settling"
+            home = seen(*moved_home(0.3), settling=True)
+            now = estimator.step(estimator.step(now, home), home)
+    assert phase_of(now) == "following"
+    assert 1 <= starts <= 8  # it doubles what it takes for usual
+
+
+def test_the_usual_is_known_across_settlings() -> None:
+    estimator = Restarting(settling_seconds=0.6)
+    now = quiet(estimator, RESTING)
+    usual = float(now.scalars["level"])
+    now = estimator.step(now, seen(*moved_home(1.5)))
+    assert phase_of(now) == "settling"
+    now = estimator.step(now, seen(*moved_home(1.5), settling=True))
+    assert phase_of(now) == "following"
+    assert float(now.scalars["level"]) == usual
+    # The world moved on in between: noticed at the first block.
+    now = estimator.step(now, seen(*moved_home(3.0)))
+    assert phase_of(now) == "settling"
+
+
+def test_only_the_first_layers_are_watched() -> None:
+    estimator = Restarting(watch_depth=0.5)
+    layout = BankLayout([(f"bn{k}", 32, EPS) for k in range(4)])
+    zeros = torch.zeros(1, 128, dtype=torch.float64)
+    home = Moments(zeros + 100.0, zeros, zeros + 1.0)
+    nothing = torch.zeros(1, 1, dtype=torch.float64)
+    values = {**estimator.scalars, "phase": RESTING}
+    scalars = {k: wide([[v]]) for k, v in values.items()}
+    row = State(home, home, nothing, nothing, scalars, aside=home)
+
+    def phase_after(first: int) -> str:
+        mean = zeros.clone()
+        mean[:, 32 * first : 32 * (first + 1)] = 3.0
+        moved = Observation(
+            Moments(home.count, mean, home.var), wide([[16.0]]), wide([[0.64]]), layout
+        )
+        return phase_of(estimator.step(row, moved))
+
+    assert [phase_after(k) for k in range(4)] == ["settling", "settling", "resting", "resting"]
+
+
 def test_the_usual_is_no_alarm() -> None:
     estimator = Restarting(material=0.0)
     assert phase_of(quiet(estimator, FOLLOWING, blocks=400)) == "following"
@@ -288,6 +370,7 @@ def test_blocks_that_stay_unlike_the_source_are_adapted_to_though_little_is_left
         ({"clip": math.inf}, "`clip` must be positive and finite, got inf."),
         ({"max_weight": 1.5}, "`max_weight` must be at most 1, got 1.5."),
         ({"alarm": 1.0}, "`alarm` must be above 1, the usual level of innovation, got 1.0."),
+        ({"watch_depth": 1.5}, "`watch_depth` must be between 0 and 1, got 1.5."),
         ({"material": -1.0}, "`material` must be at least 0, got -1.0."),
         ({"block_frames": 0}, "`block_frames` must be a whole number of at least 1, got 0."),
         ({"block_frames": 2.5}, "`block_frames` must be a whole number of at least 1, got 2.5."),
