@@ -64,7 +64,7 @@ def calibrate(
 
 def _pass_over(
     model: nn.Module, engine: AdaptationEngine, batches: Iterable[Any]
-) -> tuple[Tensor, Tensor, list[float], list[Tensor]]:
+) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
     means: list[Tensor] = []
     variances: list[Tensor] = []
     settled: list[Tensor] = []

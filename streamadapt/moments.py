@@ -108,4 +108,5 @@ def location_scale_distance(a: Moments, b: Moments, eps: Tensor) -> Tensor:
         eps: `[channels]`.
     """
     va, vb = a.var + eps, b.var + eps
-    return (a.mean - b.mean).square() / (va * vb).sqrt() + 0.5 * (va / vb).log().square()
+    scale = (va / vb).log_().square_().mul_(0.5)
+    return (a.mean - b.mean).square_().div_((va * vb).sqrt_()).add_(scale)

@@ -374,14 +374,14 @@ class Restarting(Estimator):
         alarm = alarm | insists
 
         # The level is a geometric mean, so that one outlier hardly shows. An alarm at the first
-        # block of a phase doubles it, or a world with much innovation of its own would be taken for
-        # a change for ever.
+        # block of a phase takes it halfway, or a world with much innovation of its own would be
+        # taken for a change for ever.
         learns = following | (blocks < _LEARNED_AFTER_BLOCKS)
         share = 1.0 - torch.exp2(-pending / _LEVEL_HALF_LIFE_FRAMES)
         share = torch.maximum(share, 1.0 / (blocks + 2.0))
         step = ratio.clamp(min=0.25).clamp(max=torch.where(blocks > 1, 2.0, 9.0))
         moved = level * step**share
-        doubled = torch.where((blocks == 0.0) & (ratio > self.alarm), 2.0 * level, level)
+        mistaken = torch.where((blocks == 0.0) & (ratio > self.alarm), level * ratio.sqrt(), level)
         learned = torch.where(learns, moved, level).clamp(min=_LEAST_LEVEL)
         recent = scalars["recent"]
         drifted = recent * (innovation / recent).clamp(0.25, 4.0) ** share
@@ -405,7 +405,7 @@ class Restarting(Estimator):
             ),
             pending_frames=torch.where(ready | settling, 0.0, pending),
             pending_seconds=torch.where(ready | settling, 0.0, seconds),
-            level=torch.where(alarm, doubled, torch.where(ready, learned, level)),
+            level=torch.where(alarm, mistaken, torch.where(ready, learned, level)),
             recent=torch.where(back, self.level, torch.where(ready, drifted, recent)),
             blocks=torch.where(start, 0.0, blocks + goes_on),
             excess=torch.where(start, 0.0, torch.where(ready, excess, scalars["excess"])),

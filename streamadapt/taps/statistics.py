@@ -12,7 +12,7 @@ from streamadapt.bank import State
 from streamadapt.layout import BankLayout
 from streamadapt.moments import Moments
 from streamadapt.ops.collect import StagedMoments
-from streamadapt.ops.correct import frame_share, lean
+from streamadapt.ops.correct import frame_distance, frame_share, lean
 from streamadapt.ops.remap import remap_coefficients
 
 _LEAST_POSITIONS = 64  # of a frame whose own statistics say something
@@ -30,8 +30,14 @@ class RowStatistics(Protocol):
     def coefficients(self, index: int) -> tuple[Tensor, Tensor]:
         """`scale` and `shift` that move a layer's inputs onto them, `[rows, channels]` fp32."""
 
-    def of(self, index: int, span: slice) -> tuple[Moments, Moments, Moments]:
-        """A layer's wanted `[rows, channels]`, the layer's own (held), and the source's."""
+    def wanted(self, index: int, span: slice) -> Moments:
+        """What a layer's inputs are to be normalised with, `[rows, channels]`."""
+
+    def held(self, span: slice) -> Moments:
+        """What the layers hold themselves."""
+
+    def source(self, span: slice) -> Moments:
+        """The deployed model's."""
 
 
 class CommittedStatistics:
@@ -66,10 +72,17 @@ class CommittedStatistics:
         span = self._layout.layers[index].span
         return self._all[0][:, span], self._all[1][:, span]
 
-    def of(self, index: int, span: slice) -> tuple[Moments, Moments, Moments]:
+    def wanted(self, index: int, span: slice) -> Moments:
         """See `RowStatistics`; any span of channels will do."""
-        wanted, held, source = self._wanted, self._held, self._state.source
-        return _part(wanted, span), _part(held, span), _part(source, span)
+        return _part(self._wanted, span)
+
+    def held(self, span: slice) -> Moments:
+        """See `RowStatistics`."""
+        return _part(self._held, span)
+
+    def source(self, span: slice) -> Moments:
+        """See `RowStatistics`."""
+        return _part(self._state.source, span)
 
 
 class ProposedStatistics:
@@ -97,16 +110,23 @@ class ProposedStatistics:
     def coefficients(self, index: int) -> tuple[Tensor, Tensor]:
         """See `RowStatistics`."""
         span = self._layout.layers[index].span
-        wanted, held, _ = self.of(index, span)
         with torch.inference_mode(False), torch.no_grad():
-            return remap_coefficients(wanted, held, self._layout.eps[span])
+            return remap_coefficients(
+                self.wanted(index, span), self.held(span), self._layout.eps[span]
+            )
 
-    def of(self, index: int, span: slice) -> tuple[Moments, Moments, Moments]:
+    def wanted(self, index: int, span: slice) -> Moments:
         """See `RowStatistics`; `span` is the layer's."""
-        with torch.inference_mode(False), torch.no_grad():
-            state = self._read(span)
-            wanted = self._propose(index, state)
-            return wanted, state.moments if self._bound else state.source, state.source
+        return self._propose(index, self._read(span))
+
+    def held(self, span: slice) -> Moments:
+        """See `RowStatistics`."""
+        state = self._read(span)
+        return state.moments if self._bound else state.source
+
+    def source(self, span: slice) -> Moments:
+        """See `RowStatistics`."""
+        return self._read(span).source
 
 
 class FramesOwn:
@@ -148,27 +168,31 @@ class FramesOwn:
     def _own(
         self, index: int, staged: StagedMoments, rows: Tensor | None
     ) -> tuple[Tensor, Tensor] | None:
-        span = self._layout.layers[index].span
+        span, usual = self._layout.layers[index].span, self._thresholds[index]
         eps = self._layout.eps[span]
-        wanted, held, _ = self._rows.of(index, span)
-        row, held = _at(wanted, rows), _at(held, rows)
-        weight, mean, log = frame_share(staged, row, usual=self._thresholds[index], eps=eps)
+        row = _at(self._rows.wanted(index, span), rows)
+        distance, mean, log = frame_distance(staged, row, eps=eps)
+        before = self._foreign if index > 0 else None
+        self._foreign = before
+        if distance.device.type == "cpu" and not bool((distance > usual).any()):
+            return None  # on a device, asking would mean waiting for it
+        weight = frame_share(distance, usual=usual)
         # `1 - (2 usual / D)^2`: the same weight for twice the distance.
         foreign = (4.0 * weight - 3.0).clamp_(min=0.0)
-        before = self._foreign if index > 0 else None
         if before is not None and before.shape == foreign.shape:
             foreign = torch.maximum(before, foreign)
         self._foreign = foreign
         self._later = None
-        if _none(weight):
-            return None
+        held = _at(self._rows.held(span), rows)
         return lean(row, held, eps, mean=mean, log=log, weight=weight)
 
     def _towards_source(
         self, index: int, items: int, rows: Tensor | None
     ) -> tuple[Tensor, Tensor] | None:
         weight, span = self._foreign, self._layout.layers[index].span
-        if weight is None or weight.shape[0] != items or _none(weight):
+        if weight is None or weight.shape[0] != items:
+            return None
+        if weight.device.type == "cpu" and not bool(weight.any()):
             return None
         if not self._rows.known:
             return self._leant(index, span, weight, rows)
@@ -181,15 +205,10 @@ class FramesOwn:
         self, index: int, span: slice, weight: Tensor, rows: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         eps = self._layout.eps[span]
-        wanted, held, source = self._rows.of(index, span)
-        row, held = _at(wanted, rows), _at(held, rows)
+        row = _at(self._rows.wanted(index, span), rows)
+        held, source = _at(self._rows.held(span), rows), self._rows.source(span)
         log = ((source.var + eps) / (row.var + eps)).log()
         return lean(row, held, eps, mean=source.mean, log=log, weight=weight)
-
-
-def _none(weight: Tensor) -> bool:
-    """Whether it is known that all are zero; on a device, asking would mean waiting for it."""
-    return weight.device.type == "cpu" and not bool(weight.any())
 
 
 def _part(moments: Moments, span: slice) -> Moments:

@@ -10,30 +10,37 @@ from streamadapt.ops.collect import StagedMoments
 from streamadapt.ops.correct.reference import LARGEST_LOG_RATIO
 
 
-def frame_share(
-    staged: StagedMoments, row: Moments, *, usual: float, eps: Tensor
+def frame_distance(
+    staged: StagedMoments, row: Moments, *, eps: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """How much of its own statistics each frame is normalised with.
+    """How far each frame lies from its row.
 
     Args:
         staged: of each frame, `[frames, channels]`.
         row: statistics of each frame's row, broadcasts to `[frames, channels]`, float64.
-        usual: distance that is no reason to correct anything.
         eps: the layer's.
 
     Returns:
-        `w` `[frames, 1]`, and for `lean` the frames' means and the logarithm of their variances
-        over the row's, `[frames, channels]`; float64.
+        The location-scale distance, mean over channels, `[frames, 1]`, the frames' means, and the
+        logarithm of their variances over the row's, both `[frames, channels]`; float64.
     """
     mean = staged.mean.double()
     own = staged.inverse.double().pow_(-2.0).add_(eps)
     held = row.var + eps
     log = (own / held).log_()
     apart = (mean - row.mean).square_().mul_((own.mul_(held)).rsqrt_())
-    distance = apart.addcmul_(log, log, value=0.5).mean(dim=1, keepdim=True)
+    return apart.addcmul_(log, log, value=0.5).mean(dim=1, keepdim=True), mean, log
+
+
+def frame_share(distance: Tensor, *, usual: float) -> Tensor:
+    """How much of its own statistics each frame is normalised with, `[frames, 1]`.
+
+    Args:
+        distance: of `frame_distance`.
+        usual: distance that is no reason to correct anything.
+    """
     weight = (1.0 - (usual / distance).square_()).clamp_(min=0.0)
-    weight = torch.where(torch.isfinite(distance), weight, 0.0)
-    return weight, mean, log.clamp_(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
+    return torch.where(torch.isfinite(distance), weight, 0.0)
 
 
 def lean(
@@ -46,13 +53,15 @@ def lean(
         held: statistics that the layer itself holds.
         eps: the layers'.
         mean: means to lean to.
-        log: logarithm of the variances to lean to, over the row's.
+        log: logarithm of the variances to lean to, over the row's; clipped to
+            `LARGEST_LOG_RATIO` either way.
         weight: how far, `[frames, 1]`; with zero the result is the row's to the bit.
 
     Returns:
         `scale` and `shift`, `[frames, channels]` fp32, as of `remap_coefficients`.
     """
     moves = weight > 0
+    log = log.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
     factor = torch.where(moves, weight * log, 0.0).mul_(-0.5).exp_()
     scale = ((held.var + eps) / (row.var + eps)).sqrt() * factor
     centre = row.mean + torch.where(moves, weight * (mean - row.mean), 0.0)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from streamadapt.moments import Moments
 from streamadapt.ops.collect import StagedMoments
-from streamadapt.ops.correct import frame_share, lean
+from streamadapt.ops.correct import frame_distance, frame_share, lean
 from streamadapt.ops.correct.reference import correct
 from streamadapt.ops.remap import remap_coefficients
 
@@ -34,7 +34,8 @@ def native(
     frame: Moments, row: Moments, held: Moments, usual: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     eps = torch.full((CHANNELS,), EPS, dtype=torch.float64)
-    weight, mean, log = frame_share(staged(frame), row, usual=usual, eps=eps)
+    distance, mean, log = frame_distance(staged(frame), row, eps=eps)
+    weight = frame_share(distance, usual=usual)
     scale, shift = lean(row, held, eps, mean=mean, log=log, weight=weight)
     return weight, scale, shift
 
