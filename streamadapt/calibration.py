@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from streamadapt.engine import AdaptationEngine, Committed, StepRows
+from streamadapt.engine import AdaptationEngine, Committed
 from streamadapt.errors import DataError
 from streamadapt.estimators import Restarting
 from streamadapt.fingerprint import statistics_fingerprint
@@ -21,6 +21,7 @@ from streamadapt.profile import SIZES, SourceProfile
 from streamadapt.taps import Step
 from streamadapt.taps.inventory import LayerFilter
 from streamadapt.taps.step import Settling
+from streamadapt.weighing import StepRows
 
 FEWEST_FRAMES = 64
 _GROUPS = 32  # batches of each size that variability is taken from, at least

@@ -23,7 +23,7 @@ from streamadapt.estimators import Estimator, Observation
 from streamadapt.estimators.base import OneLayer, Timing
 from streamadapt.layout import BankLayout
 from streamadapt.moments import Moments
-from streamadapt.ops.reduce import FrameMoments, frame_distances, frame_trust, reduce_frames
+from streamadapt.ops.reduce import reduce_frames
 from streamadapt.taps import BufferBinding, Inventory, ModelTap, Staging, Step, verify_remappable
 from streamadapt.taps.statistics import (
     CommittedStatistics,
@@ -33,25 +33,9 @@ from streamadapt.taps.statistics import (
 )
 from streamadapt.taps.step import Settling
 from streamadapt.transfer import upload
+from streamadapt.weighing import FrameWeighing, StepRows
 
 Origin = Literal["source", "restored"]
-
-
-@dataclass(frozen=True, eq=False)
-class StepRows:
-    """Which rows a step touches, and which batch entry belongs to which of them.
-
-    Attributes:
-        rows: bank rows, each once.
-        entries: index into `rows` for each batch entry; None when there is one row.
-        elapsed_seconds: camera time since each row's previous frames.
-        valid: the first so many entries are frames, the rest is padding; None: all are.
-    """
-
-    rows: Sequence[int]
-    entries: Sequence[int] | None
-    elapsed_seconds: Sequence[float]
-    valid: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +130,7 @@ class AdaptationEngine:
         self._staging = Staging(self.layout)
         correction = estimator.correction
         self._thresholds = () if correction is None else correction.thresholds(len(self.layers))
-        self._make_constants()
+        self._weighing = FrameWeighing(self.layout, estimator, self.device)
         self.tap = ModelTap(self.layers)
         self.binding = BufferBinding(self.layers)
         self.tap.install()
@@ -193,7 +177,7 @@ class AdaptationEngine:
             self.tap.moved(device)
             if self.head is not None:
                 self.head.moved(device)
-            self._make_constants()
+            self._weighing = FrameWeighing(self.layout, self.estimator, device)
         if replaced:
             values = [(mean.detach().clone(), var.detach().clone()) for mean, var in held]
             self.bank.set_source(values)
@@ -276,12 +260,12 @@ class AdaptationEngine:
             raise step.failure
         with torch.inference_mode(False), torch.no_grad():
             observed = step.all_moments()
-            weights = self._weights(step, where, observed.mean.shape[0])
+            weights = self._weighing.weights(where, observed.mean.shape[0], step.settling)
             head = None if step.settling is not None else step.head
             if head is not None:
                 weights = head.weigh(weights)
             state = self.bank.read(where.rows)
-            trust = self._trust(step, observed, weights, state)
+            trust = self._weighing.trust(observed, weights, state, step.settling)
             reduced = reduce_frames(observed, weights, trust)
             aligned = None if head is None else head.propose(reduced)
             new = self.estimator.step(
@@ -289,7 +273,7 @@ class AdaptationEngine:
                 Observation(
                     reduced.moments,
                     reduced.frames,
-                    self._elapsed(where),
+                    self._weighing.elapsed(where),
                     self.layout,
                     settling=step.settling is not None,
                     healthy=healthy,
@@ -405,55 +389,9 @@ class AdaptationEngine:
             self.head.remove()
         self.binding.release()
 
-    def _make_constants(self) -> None:
-        with torch.inference_mode(False):
-            self._no_time = torch.zeros(1, 1, dtype=torch.float64, device=self.device)
-        self._ones: Tensor | None = None
-
     def _phase(self, rows: Sequence[int]) -> Tensor | None:
         phase = self.estimator.phase(self.bank.scalars_of(rows))
         return None if phase is None else phase[:, 0].clone()
-
-    def _trust(
-        self, step: Step, observed: FrameMoments, weights: Tensor, state: State
-    ) -> Tensor | None:
-        """How much each frame counts, `[entries]`; None: all alike."""
-        if step.settling is not None:
-            return step.settling.trust
-        if not self.estimator.robust:
-            return None
-        distances = frame_distances(
-            observed,
-            weights,
-            state.moments,
-            eps=self.layout.eps,
-            mean_over_model=self.layout.mean_over_model,
-        )
-        return frame_trust(distances, weights)
-
-    def _weights(self, step: Step, where: StepRows, entries: int) -> Tensor:
-        weights = self._membership(where, entries)
-        if where.valid is not None:
-            weights = weights.clone()
-            weights[:, where.valid :] = 0.0
-        if step.settling is not None and step.settling.weights is not None:
-            weights = weights * step.settling.weights
-        return weights
-
-    def _membership(self, where: StepRows, entries: int) -> Tensor:
-        if where.entries is None:
-            if self._ones is None or self._ones.shape[1] < entries:
-                self._ones = torch.ones(1, entries, dtype=torch.float64, device=self.device)
-            return self._ones[:, :entries]
-        weights = torch.zeros(len(where.rows), entries, dtype=torch.float64)
-        weights[torch.tensor(where.entries), torch.arange(entries)] = 1.0
-        return upload(weights, self.device)
-
-    def _elapsed(self, where: StepRows) -> Tensor:
-        if not self.estimator.uses_time:
-            return self._no_time
-        seconds = torch.tensor(where.elapsed_seconds, dtype=torch.float64)
-        return upload(seconds.unsqueeze(1), self.device)
 
     def _statistics(self, step: Step, where: StepRows, *, now: bool, source: bool) -> RowStatistics:
         """What the layers of a step are normalised with."""
@@ -461,7 +399,7 @@ class AdaptationEngine:
         if not now:
             state = self.bank.read(where.rows)
             return CommittedStatistics(state, self.layout, bound=bound, source=source)
-        elapsed = self._elapsed(where)
+        elapsed = self._weighing.elapsed(where)
 
         def propose(index: int, state: State) -> Moments:
             return self._proposal(step, index, where, state, elapsed)
@@ -476,7 +414,7 @@ class AdaptationEngine:
         observed = step.frame_moments(index)
         if observed is None:
             return state.moments
-        weights = self._weights(step, where, observed.mean.shape[0])
+        weights = self._weighing.weights(where, observed.mean.shape[0], step.settling)
         settling = step.settling
         reduced = reduce_frames(observed, weights, None if settling is None else settling.trust)
         span = self.layout.layers[index].span

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from streamadapt.engine import AdaptationEngine, StepRows
+from streamadapt.engine import AdaptationEngine
 from streamadapt.errors import ConfigurationError, DataError, UnsupportedModelError
 from streamadapt.estimators import Estimator, Welford
 from streamadapt.moments import Moments
@@ -18,6 +18,7 @@ from streamadapt.ops.reduce import FrameMoments, reduce_frames
 from streamadapt.ops.remap import remap_coefficients
 from streamadapt.taps import Step, take_inventory
 from streamadapt.taps.inventory import LayerFilter
+from streamadapt.weighing import StepRows
 
 _ONE_ROW = StepRows((0,), None, (0.0,))
 

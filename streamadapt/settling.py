@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from streamadapt.engine import AdaptationEngine, Committed, StepRows
+from streamadapt.engine import AdaptationEngine, Committed
 from streamadapt.estimators.base import PHASES
 from streamadapt.events import Phase, PhaseChanged
 from streamadapt.outbox import Outbox
@@ -17,6 +17,7 @@ from streamadapt.readout import Readouts
 from streamadapt.steplock import StepLock
 from streamadapt.taps.step import Settling
 from streamadapt.transfer import upload
+from streamadapt.weighing import StepRows
 
 
 class PhaseBook:

@@ -19,7 +19,7 @@ from streamadapt.batch import (
     real_frames,
     stream_ids,
 )
-from streamadapt.engine import Committed, StepRows
+from streamadapt.engine import Committed
 from streamadapt.errors import one_line
 from streamadapt.events import (
     ForwardFailed,
@@ -41,6 +41,7 @@ from streamadapt.settling import settle
 from streamadapt.shadow import compare_outputs
 from streamadapt.streams import DEFAULT_STREAM
 from streamadapt.taps import Step
+from streamadapt.weighing import StepRows
 
 log = logging.getLogger("streamadapt")
 

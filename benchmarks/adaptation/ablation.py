@@ -29,6 +29,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "frames are corrected from six times the usual distance": {"own_usual": 6.0},
     "frames are corrected in all layers": {"own_depth": 1.0},
     "changes are not noticed": {"alarm": 1e9, "unlike": 1e9, "level": 1e9},
+    "all layers are watched": {
+        "watch_depth": 1.0,
+        "material": 0.022,
+        "noise": 0.3,
+        "unlike": 0.145,
+    },
     "an alarm at nine times the usual innovation": {"alarm": 9.0},
     "deep layers remember 20 s, as the first does": {"prior_seconds": 20.0},
     "deep layers remember 600 s": {"prior_seconds": 600.0},

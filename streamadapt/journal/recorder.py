@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from streamadapt.engine import AdaptationEngine, Committed, StepRows
+from streamadapt.engine import AdaptationEngine, Committed
 from streamadapt.events import (
     Event,
     JournalDropped,
@@ -31,6 +31,7 @@ from streamadapt.journal.settings import Journal
 from streamadapt.outbox import Outbox
 from streamadapt.readout import Readouts
 from streamadapt.transfer import upload
+from streamadapt.weighing import StepRows
 
 _EVENTS_KEPT = 256  # between two records
 

@@ -6,12 +6,13 @@ import math
 from collections.abc import Mapping
 
 from streamadapt.drift import location_scale_distance
-from streamadapt.engine import AdaptationEngine, StepRows
+from streamadapt.engine import AdaptationEngine
 from streamadapt.errors import ConfigurationError
 from streamadapt.estimators import Estimator, Frozen
 from streamadapt.moments import Moments
 from streamadapt.replay.policies.base import BasePolicy
 from streamadapt.taps import take_inventory
+from streamadapt.weighing import StepRows
 
 ONE_ROW = StepRows((0,), None, (0.0,))
 
