@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from benchmarks.record import RESULTS, markdown
@@ -10,6 +12,28 @@ from benchmarks.record import RESULTS, markdown
 MISSING = "*Not measured yet.*"
 _KEYS = {"less_oracle": "points above AdaBN", "less_frozen": "points above frozen"}
 _WORLDS = ("cifar10-resnet20", "digits", "cifar10-resnet56")
+
+
+def _load(name: str) -> dict[str, Any] | None:
+    path = RESULTS / name
+    if not path.exists():
+        return None
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+def _from(name: str) -> Callable[[Callable[[dict[str, Any]], str]], Callable[[], str]]:
+    """Make a table from a committed result, or say that there is none yet."""
+
+    def table_of(build: Callable[[dict[str, Any]], str]) -> Callable[[], str]:
+        @wraps(build)
+        def made() -> str:
+            content = _load(name)
+            return MISSING if content is None else build(content)
+
+        return made
+
+    return table_of
 
 
 def continual() -> str:
@@ -35,11 +59,9 @@ def continual() -> str:
     return "\n\n".join(parts) or MISSING
 
 
-def headline() -> str:
+@_from("adaptation-continual-cifar10-resnet20.json")
+def headline(content: dict[str, Any]) -> str:
     """The README's: one row a stream."""
-    content = _load("adaptation-continual-cifar10-resnet20.json")
-    if content is None:
-        return MISSING
     results, rows = content["results"], []
     streams = results["streams"]
     names = ("frozen", "AdaBN, whole domains", "default", "default, sync")
@@ -61,11 +83,9 @@ def headline() -> str:
     )
 
 
-def depth() -> str:
+@_from("adaptation-depth.json")
+def depth(content: dict[str, Any]) -> str:
     """Where the shift sits."""
-    content = _load("adaptation-depth.json")
-    if content is None:
-        return MISSING
     rows = []
     for name, ways in content["results"].items():
         cells = []
@@ -85,11 +105,9 @@ def depth() -> str:
     )
 
 
-def imagenet() -> str:
+@_from("adaptation-imagenet.json")
+def imagenet(content: dict[str, Any]) -> str:
     """MobileNetV2 by severity."""
-    content = _load("adaptation-imagenet.json")
-    if content is None:
-        return MISSING
     results, arguments = content["results"], content["arguments"]
     rows = [
         [severity, policy, *(f"{100 * error:.1f}" for error in errors)]
@@ -109,11 +127,9 @@ def imagenet() -> str:
     )
 
 
-def rates() -> str:
+@_from("adaptation-rates.json")
+def rates(content: dict[str, Any]) -> str:
     """Batch sizes and frame rates."""
-    content = _load("adaptation-rates.json")
-    if content is None:
-        return MISSING
     found, arguments = content["results"]["settings"], content["arguments"]
     sizes = list(dict.fromkeys(one["batch_size"] for one in found))
     rows = []
@@ -127,11 +143,9 @@ def rates() -> str:
     )
 
 
-def ablation() -> str:
+@_from("adaptation-ablation.json")
+def ablation(content: dict[str, Any]) -> str:
     """The default without parts of it."""
-    content = _load("adaptation-ablation.json")
-    if content is None:
-        return MISSING
     found, arguments = content["results"], content["arguments"]
     streams = list(next(iter(found.values())))
     rows = [
@@ -144,11 +158,9 @@ def ablation() -> str:
     )
 
 
-def answers() -> str:
+@_from("adaptation-answers.json")
+def answers(content: dict[str, Any]) -> str:
     """What settling does to the information in the answers."""
-    content = _load("adaptation-answers.json")
-    if content is None:
-        return MISSING
     found, arguments = content["results"], content["arguments"]
     orders = list(arguments["orders"])
     rows = [
@@ -164,11 +176,9 @@ def answers() -> str:
     )
 
 
-def rivals() -> str:
+@_from("adaptation-rivals.json")
+def rivals(content: dict[str, Any]) -> str:
     """The default beside other statistics-only methods."""
-    content = _load("adaptation-rivals.json")
-    if content is None:
-        return MISSING
     found, arguments = content["results"]["methods"], content["arguments"]
     streams = list(arguments["frames"])
     means = {name: sum(each[one] for one in streams) / len(streams) for name, each in found.items()}
@@ -185,11 +195,9 @@ def rivals() -> str:
     )
 
 
-def influence() -> str:
+@_from("robustness-influence.json")
+def influence(content: dict[str, Any]) -> str:
     """What an attacker does to others."""
-    content = _load("robustness-influence.json")
-    if content is None:
-        return MISSING
     rows = [
         [domain, system, *(_points(one[key]["raised"]) for key in ("later", "mates"))]
         for domain, each in content["results"].items()
@@ -213,14 +221,6 @@ def _interval(values: list[float] | None) -> str:
         return ""
     low, middle, high = (100 * value for value in values)
     return f"{middle:+.1f} ({low:+.1f} to {high:+.1f})"
-
-
-def _load(name: str) -> dict[str, Any] | None:
-    path = RESULTS / name
-    if not path.exists():
-        return None
-    content: dict[str, Any] = json.loads(path.read_text())
-    return content
 
 
 SECTIONS = {
