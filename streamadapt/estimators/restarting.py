@@ -23,7 +23,10 @@ _FIRST_PRIOR_SECONDS = 0.04  # a frame at 25 a second: the first layer believes 
 SECONDS_PER_FRAME = 1 / 25  # of the camera that a profile's batches are thought of as
 _LEAST_SECONDS = 1e-3  # what a frame stands for when no time has passed
 _LEAST_SETTLING_FRAMES = 16
-_LEAST_LEVEL = 0.01  # a still scene has next to no innovation; not every leaf is a change
+_LEAST_LEVEL = 0.01
+_LEAST_SHARE = (
+    0.4  # of `level`: a still scene has next to no innovation; not every leaf is a change
+)
 _TRUSTED_SIGMAS = 8.0
 _TRUSTED_LOG_VARIANCES = (-7.0, 4.0)  # fog takes more away than noise adds
 _LARGEST_DISTANCE = 100.0  # of one channel
@@ -246,7 +249,10 @@ class Restarting(Estimator):
             seconds = _seconds(observed)
             shown = _within_trust(observed.moments, state.source, observed)
             seen = state.aside.blend(shown, seconds / (memory + seconds))
-            aside = _select(settling, _within_trust(seen, state.source, observed), state.aside)
+            ran = settling & (
+                observed.moments.count > 0
+            )  # a row that is put anew is so in all layers
+            aside = _select(ran, _within_trust(seen, state.source, observed), state.aside)
             return state.advance(_select(settling, aside, state.moments), aside=aside)
         block = self._block(state, observed)
         seconds = state.scalars["pending_seconds"] + _seconds(observed)
@@ -381,11 +387,13 @@ class Restarting(Estimator):
         share = torch.maximum(share, 1.0 / (blocks + 2.0))
         step = ratio.clamp(min=0.25).clamp(max=torch.where(blocks > 1, 2.0, 9.0))
         moved = level * step**share
-        mistaken = torch.where((blocks == 0.0) & (ratio > self.alarm), level * ratio.sqrt(), level)
-        learned = torch.where(learns, moved, level).clamp(min=_LEAST_LEVEL)
+        mistaken = (blocks == 0.0) & (ratio > self.alarm)
+        afresh = torch.where(mistaken, level * ratio.sqrt(), self.level)
+        least = _LEAST_SHARE * self.level
+        learned = torch.where(learns, moved, level).clamp(min=least)
         recent = scalars["recent"]
         drifted = recent * (innovation / recent).clamp(0.25, 4.0) ** share
-        drifted = torch.where(learns, learned, drifted.clamp(min=_LEAST_LEVEL))
+        drifted = torch.where(learns, learned, drifted.clamp(min=least))
 
         near = self._distance(new.moments, old.source, observed) < self.material
         back = ready & following & near & (scalars["insists"] == 0.0)
@@ -405,7 +413,7 @@ class Restarting(Estimator):
             ),
             pending_frames=torch.where(ready | settling, 0.0, pending),
             pending_seconds=torch.where(ready | settling, 0.0, seconds),
-            level=torch.where(alarm, mistaken, torch.where(ready, learned, level)),
+            level=torch.where(start, afresh, torch.where(ready, learned, level)),
             recent=torch.where(back, self.level, torch.where(ready, drifted, recent)),
             blocks=torch.where(start, 0.0, blocks + goes_on),
             excess=torch.where(start, 0.0, torch.where(ready, excess, scalars["excess"])),

@@ -24,8 +24,7 @@ ROOT = "streamadapt"
 # Each module may import from its own layer and from those above it in this list. `streamadapt`
 # itself, which only hands names on, has a place of its own; `testing` may import anything.
 LAYERS = (
-    {"errors", "events", "fingerprint", "moments", "profile", "transfer"},
-    {"layout"},
+    {"errors", "events", "fingerprint", "layout", "moments", "profile", "transfer"},
     {"bank", "ops", "streams"},
     {"alignment", "drift", "estimators", "taps"},
     {
@@ -43,6 +42,7 @@ LAYERS = (
         "snapshots",
         "steplock",
         "stepping",
+        "weighing",
     },
     {"calibration", "offline", "processor"},
     {ROOT},

@@ -253,7 +253,7 @@ def test_a_jump_starts_a_settling_from_the_source(phase: float) -> None:
 
 
 def test_small_steps_add_up_to_an_alarm() -> None:
-    estimator = Restarting()
+    estimator = Restarting(level=0.03)
     now, count = quiet(estimator, RESTING), 0
     while phase_of(now) != "settling" and count < 40:
         now = estimator.step(now, seen(*moved_home(0.27)))  # about 3.6 times the usual innovation
@@ -305,18 +305,28 @@ def test_much_innovation_right_after_settling_is_no_endless_alarm() -> None:
     assert 1 <= starts <= 4  # each takes the usual halfway there
 
 
-def test_the_usual_is_known_across_settlings() -> None:
+def test_a_world_that_goes_on_changing_after_settling_is_noticed_at_the_first_block() -> None:
     estimator = Restarting(settling_seconds=0.6)
     now = quiet(estimator, RESTING)
-    usual = float(now.scalars["level"])
     now = estimator.step(now, seen(*moved_home(1.5)))
     assert phase_of(now) == "settling"
     now = estimator.step(now, seen(*moved_home(1.5), settling=True))
     assert phase_of(now) == "following"
-    assert float(now.scalars["level"]) == usual
-    # The world moved on in between: noticed at the first block.
+    assert float(now.scalars["level"]) == estimator.level  # each world has its own
     now = estimator.step(now, seen(*moved_home(3.0)))
     assert phase_of(now) == "settling"
+    assert float(now.scalars["level"]) > estimator.level
+
+
+def test_a_still_scene_does_not_make_every_leaf_a_change() -> None:
+    estimator = Restarting()
+    now = state(estimator, phase=FOLLOWING, settled_seconds=60.0)
+    mean, var = moved_home(1.0)
+    now = replace(now, moments=Moments(now.moments.count, mean.view(1, -1), var.view(1, -1)))
+    for _ in range(200):
+        now = estimator.step(now, seen(mean, var))
+    now = estimator.step(now, seen(*moved_home(1.3)))  # 0.09, a usual innovation
+    assert phase_of(now) == "following"
 
 
 def test_only_the_first_layers_are_watched() -> None:
