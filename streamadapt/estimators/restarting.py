@@ -24,9 +24,8 @@ SECONDS_PER_FRAME = 1 / 25  # of the camera that a profile's batches are thought
 _LEAST_SECONDS = 1e-3  # what a frame stands for when no time has passed
 _LEAST_SETTLING_FRAMES = 16
 _LEAST_LEVEL = 0.01
-_LEAST_SHARE = (
-    0.4  # of `level`: a still scene has next to no innovation; not every leaf is a change
-)
+# Of `level`: a still scene has next to no innovation, and not every leaf is a change.
+_LEAST_SHARE = 0.4
 _TRUSTED_SIGMAS = 8.0
 _TRUSTED_LOG_VARIANCES = (-7.0, 4.0)  # fog takes more away than noise adds
 _LARGEST_DISTANCE = 100.0  # of one channel
@@ -249,9 +248,8 @@ class Restarting(Estimator):
             seconds = _seconds(observed)
             shown = _within_trust(observed.moments, state.source, observed)
             seen = state.aside.blend(shown, seconds / (memory + seconds))
-            ran = settling & (
-                observed.moments.count > 0
-            )  # a row that is put anew is so in all layers
+            # A row that is put anew is so in all layers, those that did not run as well.
+            ran = settling & (observed.moments.count > 0)
             aside = _select(ran, _within_trust(seen, state.source, observed), state.aside)
             return state.advance(_select(settling, aside, state.moments), aside=aside)
         block = self._block(state, observed)
@@ -319,7 +317,7 @@ class Restarting(Estimator):
         """
         layers = observed.layers
         span = layers.leading(self.watch_depth)
-        eps = (layers.eps + _TINY).expand_as(one.mean)[..., span]
+        eps = layers.eps.expand_as(one.mean)[..., span] + _TINY
         apart = location_scale_distance(_part(one, span), _part(other, span), eps)
         ran = observed.moments.count[..., span] > 0
         apart = torch.where(ran, apart.clamp(max=_LARGEST_DISTANCE), 0.0)

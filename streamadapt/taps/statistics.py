@@ -106,6 +106,7 @@ class ProposedStatistics:
         bound: bool,
     ) -> None:
         self._read, self._propose, self._layout, self._bound = read, propose, layout, bound
+        self._states: dict[int, State] = {}  # read once in a step, by where a layer starts
 
     def coefficients(self, index: int) -> tuple[Tensor, Tensor]:
         """See `RowStatistics`."""
@@ -117,16 +118,21 @@ class ProposedStatistics:
 
     def wanted(self, index: int, span: slice) -> Moments:
         """See `RowStatistics`; `span` is the layer's."""
-        return self._propose(index, self._read(span))
+        return self._propose(index, self._state(span))
 
     def held(self, span: slice) -> Moments:
         """See `RowStatistics`."""
-        state = self._read(span)
+        state = self._state(span)
         return state.moments if self._bound else state.source
 
     def source(self, span: slice) -> Moments:
         """See `RowStatistics`."""
-        return self._read(span).source
+        return self._state(span).source
+
+    def _state(self, span: slice) -> State:
+        if span.start not in self._states:
+            self._states[span.start] = self._read(span)
+        return self._states[span.start]
 
 
 class FramesOwn:

@@ -74,6 +74,13 @@ def moved_home(sigmas: float, factor: float = 1.0) -> tuple[Tensor, Tensor]:
     return own.mean + sigmas * (own.var + EPS).sqrt(), own.var * factor
 
 
+def following(estimator: Restarting, sigmas: float, settled_seconds: float = 60.0) -> State:
+    """A row that follows a world so many deviations from the source."""
+    now = state(estimator, phase=FOLLOWING, settled_seconds=settled_seconds)
+    mean, var = moved_home(sigmas)
+    return replace(now, moments=Moments(now.moments.count, mean.view(1, -1), var.view(1, -1)))
+
+
 def phase_of(one: State) -> str:
     return PHASES[int(one.scalars["phase"])]
 
@@ -213,9 +220,7 @@ def test_time_counts_not_the_number_of_frames() -> None:
 
 def test_back_home_it_rests_on_the_source_to_the_bit() -> None:
     estimator = Restarting()
-    now = state(estimator, phase=FOLLOWING, settled_seconds=30.0)
-    mean, var = moved_home(0.4)
-    now = replace(now, moments=Moments(now.moments.count, mean.view(1, -1), var.view(1, -1)))
+    now = following(estimator, 0.4, settled_seconds=30.0)
     for _ in range(200):
         now = estimator.step(now, seen(*moved_home(0.0)))
         if phase_of(now) == "settling":
@@ -264,11 +269,8 @@ def test_small_steps_add_up_to_an_alarm() -> None:
 def test_a_world_nearer_to_the_source_than_to_the_row_starts_a_settling() -> None:
     estimator = Restarting()
     own = source()
-    now = state(estimator, phase=FOLLOWING, settled_seconds=60.0)
-    mean, var = moved_home(0.4)
-    now = replace(now, moments=Moments(now.moments.count, mean.view(1, -1), var.view(1, -1)))
-    now.scalars["level"] = wide([[0.1]])
-    # A third of the way out: no jump (0.07 to the row), but only 0.02 from the source.
+    now = following(estimator, 0.4)
+    # A third of the way out: 0.07 from the row, which is no jump, but only 0.02 from the source.
     blocks = 0
     while phase_of(now) == "following" and blocks < 20:
         now = estimator.step(now, seen(*moved_home(0.13), seconds=0.7, frames=8.0))
@@ -279,10 +281,7 @@ def test_a_world_nearer_to_the_source_than_to_the_row_starts_a_settling() -> Non
 
 def test_a_world_that_stays_beyond_the_row_starts_none() -> None:
     estimator = Restarting()
-    now = state(estimator, phase=FOLLOWING, settled_seconds=60.0)
-    mean, var = moved_home(0.4)
-    now = replace(now, moments=Moments(now.moments.count, mean.view(1, -1), var.view(1, -1)))
-    now.scalars["level"] = wide([[0.1]])
+    now = following(estimator, 0.4)
     for _ in range(60):
         now = estimator.step(now, seen(*moved_home(0.6), seconds=0.7, frames=8.0))
     assert phase_of(now) == "following"
@@ -320,11 +319,9 @@ def test_a_world_that_goes_on_changing_after_settling_is_noticed_at_the_first_bl
 
 def test_a_still_scene_does_not_make_every_leaf_a_change() -> None:
     estimator = Restarting()
-    now = state(estimator, phase=FOLLOWING, settled_seconds=60.0)
-    mean, var = moved_home(1.0)
-    now = replace(now, moments=Moments(now.moments.count, mean.view(1, -1), var.view(1, -1)))
+    now = following(estimator, 1.0)
     for _ in range(200):
-        now = estimator.step(now, seen(mean, var))
+        now = estimator.step(now, seen(*moved_home(1.0)))
     now = estimator.step(now, seen(*moved_home(1.3)))  # 0.09, a usual innovation
     assert phase_of(now) == "following"
 
