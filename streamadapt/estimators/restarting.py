@@ -243,9 +243,8 @@ class Restarting(Estimator):
         """Settling passes go aside and into use; other frames are pooled and followed in blocks."""
         assert state.aside is not None
         settling = state.scalars["phase"] == SETTLING
-        memory = self._memory_seconds(state, observed)
         if observed.settling:
-            seconds = _seconds(observed)
+            memory, seconds = self._memory_seconds(state, observed), _seconds(observed)
             shown = _within_trust(observed.moments, state.source, observed)
             seen = state.aside.blend(shown, seconds / (memory + seconds))
             # A row that is put anew is so in all layers, those that did not run as well.
@@ -253,16 +252,17 @@ class Restarting(Estimator):
             aside = _select(ran, _within_trust(seen, state.source, observed), state.aside)
             return state.advance(_select(settling, aside, state.moments), aside=aside)
         block = self._block(state, observed)
-        seconds = state.scalars["pending_seconds"] + _seconds(observed)
-        weight = (seconds / (memory + seconds)).clamp(max=self.max_weight)
-        clipped = self._clipped(block, state.moments, observed)
-        moved = _within_trust(state.moments.blend(clipped, weight), state.source, observed)
+        aside = _select(settling, state.aside, block)
         frames = state.scalars["pending_frames"] + observed.frames
-        ready = self._whole(frames, seconds)
-        moves = ready & (state.scalars["phase"] == FOLLOWING)
-        return state.advance(
-            _select(moves, moved, state.moments), aside=_select(settling, state.aside, block)
-        )
+        seconds = state.scalars["pending_seconds"] + _seconds(observed)
+        moves = self._whole(frames, seconds) & (state.scalars["phase"] == FOLLOWING)
+        if _nowhere(moves):
+            return state.advance(state.moments, aside=aside)
+        weight = seconds / (self._memory_seconds(state, observed) + seconds)
+        clipped = self._clipped(block, state.moments, observed)
+        moved = state.moments.blend(clipped, weight.clamp(max=self.max_weight))
+        moved = _within_trust(moved, state.source, observed)
+        return state.advance(_select(moves, moved, state.moments), aside=aside)
 
     def _memory_seconds(self, state: State, observed: Observation) -> Tensor:
         """What the present estimate rests on, by row and depth."""
@@ -362,13 +362,22 @@ class Restarting(Estimator):
         pending = scalars["pending_frames"] + observed.frames
         seconds = scalars["pending_seconds"] + _seconds(observed)
         ready = ~settling & self._whole(pending, seconds)
+        if _nowhere(ready):
+            return new.advance(
+                new.moments,
+                pending_frames=torch.where(settling, 0.0, pending),
+                pending_seconds=torch.where(settling, 0.0, seconds),
+            )
 
         innovation = self._distance(new.aside, old.moments, observed)
         level, blocks = scalars["level"], scalars["blocks"]
         ratio = innovation / level
         excess = (scalars["excess"] + ratio.clamp(max=_LARGEST_RATIO) - _SLACK).clamp(min=0.0)
-        from_source = self._distance(new.aside, old.source, observed)
-        nearer = scalars["nearer"] + (innovation - from_source) / level - _NEARER_SLACK
+        nearer, near = scalars["nearer"], following
+        if not _nowhere(following):
+            from_source = self._distance(new.aside, old.source, observed)
+            nearer = nearer + (innovation - from_source) / level - _NEARER_SLACK
+            near = self._distance(new.moments, old.source, observed) < self.material
         nearer = torch.where(following, nearer.clamp(min=0.0), 0.0)
         alarm = ready & ((ratio > self.alarm) | (excess > _PATIENCE) | (nearer > _NEARER))
 
@@ -393,7 +402,6 @@ class Restarting(Estimator):
         drifted = recent * (innovation / recent).clamp(0.25, 4.0) ** share
         drifted = torch.where(learns, learned, drifted.clamp(min=least))
 
-        near = self._distance(new.moments, old.source, observed) < self.material
         back = ready & following & near & (scalars["insists"] == 0.0)
         source = _like(old.source, new.moments)
         start = alarm | back
@@ -419,6 +427,11 @@ class Restarting(Estimator):
             insists=torch.where(alarm | back, insists.double(), scalars["insists"]),
         )
         return replace(advanced, anew=start)
+
+
+def _nowhere(rows: Tensor) -> bool:
+    """Whether no row is chosen, where asking costs nothing; a device would have to be waited for."""
+    return rows.device.type == "cpu" and not bool(rows.any())
 
 
 def _seconds(observed: Observation) -> Tensor:
