@@ -23,6 +23,7 @@ _FIRST_PRIOR_SECONDS = 0.04  # a frame at 25 a second: the first layer believes 
 SECONDS_PER_FRAME = 1 / 25  # of the camera that a profile's batches are thought of as
 _LEAST_SECONDS = 1e-3  # what a frame stands for when no time has passed
 _LEAST_SETTLING_FRAMES = 16
+_CLEAR = 1.5  # times what is material leaves no doubt
 _LEAST_LEVEL = 0.01
 # Of `level`: a still scene has next to no innovation, and not every leaf is a change.
 _LEAST_SHARE = 0.4
@@ -70,6 +71,7 @@ class Restarting(Estimator):
       layer starts with a prior of 1/25 s of source, the last with `prior_seconds`, in between
       geometrically. At the end the row rests if it lies within `material` of the source, or if the
       model's answers say less under what was found than under the source; otherwise it follows.
+      Where it is in doubt, it goes on for up to `doubtful_seconds`, on the source's statistics.
     - *following*: a moving average, the window growing to `window_seconds` in the first layer and
       `prior_seconds` in the last. A block of frames has weight `max_weight` at most, and counts as
       at most `clip` standard deviations from the mean, and a factor `exp(2 clip)` in the variance.
@@ -95,6 +97,8 @@ class Restarting(Estimator):
         window_seconds: memory of the first layer.
         prior_seconds: memory of the last layer, and what the source counts for in it.
         settling_seconds: how long settling takes; 16 frames at least.
+        doubtful_seconds: how long it takes at most where the distance from the source is material,
+            but by less than half as much again.
         alarm: innovation over its usual level that is a change of domain.
         material: distance from the source, mean over watched layers, below which nothing is
             adapted; like `level`, `noise` and `unlike` from the profile where there is one.
@@ -126,6 +130,7 @@ class Restarting(Estimator):
         window_seconds: float = 20.0,
         prior_seconds: float = 160.0,
         settling_seconds: float = 2.56,
+        doubtful_seconds: float = 10.24,
         alarm: float = 4.0,
         material: float | None = None,
         clip: float = 0.5,
@@ -152,6 +157,7 @@ class Restarting(Estimator):
             "window_seconds": window_seconds,
             "prior_seconds": prior_seconds,
             "settling_seconds": settling_seconds,
+            "doubtful_seconds": doubtful_seconds,
             "clip": clip,
             "max_weight": max_weight,
             "block_seconds": block_seconds,
@@ -179,6 +185,8 @@ class Restarting(Estimator):
         self.window_seconds = float(window_seconds)
         self.prior_seconds = float(prior_seconds)
         self.settling_seconds = float(settling_seconds)
+        self.doubtful_seconds = float(doubtful_seconds)
+        self._longer = max(self.doubtful_seconds - self.settling_seconds, 0.0)
         self.alarm = float(alarm)
         self.material = float(material)
         self.clip = float(clip)
@@ -225,6 +233,7 @@ class Restarting(Estimator):
             window_seconds=self.window_seconds,
             prior_seconds=self.prior_seconds,
             settling_seconds=self.settling_seconds,
+            doubtful_seconds=self.doubtful_seconds,
             alarm=self.alarm,
             clip=self.clip,
             max_weight=self.max_weight,
@@ -330,10 +339,15 @@ class Restarting(Estimator):
         frames = scalars["settled_frames"] + observed.frames
         seconds = scalars["settled_seconds"] + _seconds(observed)
         apart = self._distance(new.aside, old.source, observed)
-        moved = apart > self.material + self.noise / frames.clamp(min=1.0)
-        enough = frames >= _LEAST_SETTLING_FRAMES
+        limit = self.material + self.noise / frames.clamp(min=1.0)
         insists = scalars["insists"] > 0.0
-        done = settling & enough & (seconds >= self.settling_seconds * (1.0 - 1e-9))
+        # Frames of few classes lie off the source as far as a mild change takes a layer: before
+        # that is believed, more of them are looked at, on the source's statistics.
+        doubtful = (apart > limit) & (apart <= _CLEAR * limit) & ~insists
+        least = self.settling_seconds + self._longer * doubtful
+        ended = (frames >= _LEAST_SETTLING_FRAMES) & (seconds >= least * (1.0 - 1e-9))
+        done = settling & ended
+        moved = (apart > limit) & (~doubtful | ended)
         if observed.healthy is not None:
             harmful = settling & (observed.healthy == 0.0)
             moved, insists, done = moved & ~harmful, insists & ~harmful, done | harmful
@@ -430,7 +444,7 @@ class Restarting(Estimator):
 
 
 def _nowhere(rows: Tensor) -> bool:
-    """Whether no row is chosen, where asking costs nothing; a device would have to be waited for."""
+    """Whether no row is chosen, asked only where that means waiting for no device."""
     return rows.device.type == "cpu" and not bool(rows.any())
 
 

@@ -124,6 +124,33 @@ def test_settling_ends_after_its_time_and_frames_and_only_what_is_material_is_fo
         assert home == (wanted == "resting")
 
 
+def test_what_is_hardly_material_is_looked_at_for_longer_on_the_sources_statistics() -> None:
+    estimator = Restarting(noise=1e-9)
+    for sigmas, passes in ((0.185, 16), (0.3, 4)):  # 1.3 and 3.3 times what is material
+        now = state(estimator)
+        for count in range(1, passes + 1):
+            assert phase_of(now) == "settling"
+            now = estimator.step(
+                now, seen(*moved_home(sigmas), frames=16, seconds=0.64, settling=True)
+            )
+            moved = not torch.equal(now.moments.mean[0], now.source.mean)
+            assert moved == (sigmas == 0.3 or count == passes)
+        assert phase_of(now) == "following"
+
+
+def test_content_that_evens_out_is_no_change() -> None:
+    estimator = Restarting(noise=1e-9)
+    now = state(estimator)
+    for count in range(9):
+        assert phase_of(now) == "settling"
+        sigmas = 0.185 if count < 6 else -0.1  # other classes
+        now = estimator.step(now, seen(*moved_home(sigmas), frames=16, seconds=0.64, settling=True))
+        if phase_of(now) != "settling":
+            break
+    assert phase_of(now) == "resting"
+    assert torch.equal(now.moments.mean[0], now.source.mean)
+
+
 def test_frames_outside_of_passes_teach_nothing_while_settling() -> None:
     estimator = Restarting()
     now = state(estimator)
