@@ -19,7 +19,7 @@ from benchmarks.soak import soak, tiny_model
 
 pytestmark = pytest.mark.slow
 
-STEPS = 3000
+STEPS = 2000
 OPTIONS = {
     "one stream": {},
     "synchronous": {"timing": "synchronous"},
@@ -29,7 +29,7 @@ OPTIONS = {
 }
 
 
-WINDOW = 300
+WINDOW = 150
 SMALLEST = 24  # bytes of the smallest object there is, a float
 
 
