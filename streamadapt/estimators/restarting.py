@@ -98,7 +98,7 @@ class Restarting(Estimator):
         prior_seconds: memory of the last layer, and what the source counts for in it.
         settling_seconds: how long settling takes; 16 frames at least.
         doubtful_seconds: how long it takes at most where the distance from the source is material,
-            but by less than half as much again.
+            but by less than half as much again; `settling_seconds` if that is longer.
         alarm: innovation over its usual level that is a change of domain.
         material: distance from the source, mean over watched layers, below which nothing is
             adapted; like `level`, `noise` and `unlike` from the profile where there is one.
