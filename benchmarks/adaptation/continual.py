@@ -18,7 +18,8 @@ from benchmarks.lab.continual import SEVERITY, continual
 from benchmarks.lab.tune import RUNS
 from benchmarks.lab.worlds import World, worlds
 from benchmarks.record import RESULTS, Claim, environment, report, table, write
-from streamadapt.estimators import Restarting
+from streamadapt import settling, weighing
+from streamadapt.estimators import Restarting, correction, memory, restarting
 from streamadapt.replay import PolicySpec, ReplayResult, run
 from streamadapt.replay.bootstrap import Interval, paired_interval
 
@@ -61,8 +62,14 @@ WORLD_STREAMS = {
 
 
 def configuration() -> str:
-    """Short hash of the one configuration."""
-    return hashlib.sha256(repr(Restarting()).encode()).hexdigest()[:12]
+    """Short hash of the one configuration: the default's arguments, and the constants beside it."""
+    constants = {
+        f"{module.__name__}.{name}": value
+        for module in (restarting, correction, memory, settling, weighing)
+        for name, value in sorted(vars(module).items())
+        if name.strip("_").isupper() and isinstance(value, (int, float, tuple, dict))
+    }
+    return hashlib.sha256(repr((Restarting(), constants)).encode()).hexdigest()[:12]
 
 
 def measure(world: World, stream: str, *, jobs: int, seeds: Sequence[int]) -> list[ReplayResult]:
