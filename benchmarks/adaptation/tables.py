@@ -47,16 +47,40 @@ def continual() -> str:
         rows = []
         for stream, one in results["streams"].items():
             for policy, row in one["policies"].items():
-                cells = [_interval(row.get(key)) for key in _KEYS]
+                own = {"less_oracle": "AdaBN, whole domains", "less_frozen": "frozen"}
+                cells = [_interval(row.get(k)) if policy != own[k] else "" for k in _KEYS]
                 rows.append([stream, policy, f"{100 * row['error']:.1f}", *cells])
         parts.append(
             markdown([results["title"], "", "error %", *_KEYS.values()], rows)
-            + f"\n\n{len(arguments['seeds'])} seeds, {arguments['frames']} frames a domain, "
+            + f"\n\n{_seeds(content)}, {arguments['frames']} frames a domain, "
             f"severity {results['severity']}; configuration `{results['configuration']}`. In "
             "brackets 95 % intervals. AdaBN is told where each domain begins and sees it whole: a "
-            "bound."
+            f"bound.{_late(results['streams'])}"
         )
     return "\n\n".join(parts) or MISSING
+
+
+def _seeds(content: dict[str, Any]) -> str:
+    """How many, and on which streams it is another number."""
+    arguments = content["arguments"]
+    count, streams = len(arguments["seeds"]), content["results"]["streams"]
+    others: dict[int, list[str]] = {}
+    for stream, number in arguments["stream_seeds"].items():
+        if stream in streams and number != count:
+            others.setdefault(number, []).append(stream)
+    said = [f"{number} on {' and '.join(names)}" for number, names in others.items()]
+    return f"{count} seeds" + (f" ({'; '.join(said)})" if said else "")
+
+
+def _late(streams: dict[str, Any]) -> str:
+    if "recurring, 16" not in streams:
+        return ""
+    row = streams["recurring, 16"]["policies"]["default"]
+    return (
+        " Recurring: visits 16 to 20 less visits 2 to 5, "
+        f"{_interval(row['late_less_early'])} points; less what AdaBN shows on the same pictures, "
+        f"{_interval(row['late_less_early_beside_oracle'])}."
+    )
 
 
 @_from("adaptation-continual-cifar10-resnet20.json")
@@ -74,7 +98,7 @@ def headline(content: dict[str, Any]) -> str:
     run_length = streams["correlated, 16"]["mean_run_length"]
     arguments = content["arguments"]
     return markdown(header, rows) + (
-        f"\n\nResNet-20 on CIFAR-10, {len(arguments['seeds'])} seeds, clean images and "
+        f"\n\nResNet-20 on CIFAR-10, {_seeds(content)}, clean images and "
         f"{degradations} degradations at their strongest one after the other, "
         f"{arguments['frames']} frames each, nothing that says where one begins; one configuration "
         f"(`{results['configuration']}`). Correlated streams show about {run_length:.0f} frames of "

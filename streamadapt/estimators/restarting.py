@@ -343,7 +343,7 @@ class Restarting(Estimator):
         insists = scalars["insists"] > 0.0
         # Frames of few classes lie off the source as far as a mild change takes a layer: before
         # that is believed, more of them are looked at, on the source's statistics.
-        doubtful = (apart > limit) & (apart <= _CLEAR * limit) & ~insists
+        doubtful = (apart > limit / _CLEAR) & (apart <= _CLEAR * limit) & ~insists
         least = self.settling_seconds + self._longer * doubtful
         ended = (frames >= _LEAST_SETTLING_FRAMES) & (seconds >= least * (1.0 - 1e-9))
         done = settling & ended
