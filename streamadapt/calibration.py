@@ -161,6 +161,8 @@ def _profile(
         found["innovation"].append(apart.mean(dim=0))
     frames = Moments(torch.ones_like(means), means, variances)
     apart = _layer_means(location_scale_distance(frames, own, eps), layout)
+    usual = apart.median(dim=0).values
+    widest = (apart / usual.clamp(min=1e-12)).cummax(dim=1).values
     stacked = {name: torch.stack(parts).float().cpu() for name, parts in found.items()}
     entropy = confidence = diversity = math.nan
     if health:
@@ -179,7 +181,8 @@ def _profile(
         log_bias=stacked["log_bias"],
         freedom=stacked["freedom"],
         innovation=stacked["innovation"],
-        frame_distance=apart.median(dim=0).values.float().cpu(),
+        frame_distance=usual.float().cpu(),
+        frame_spread=widest.kthvalue(math.ceil(0.9 * len(widest)), dim=0).values.float().cpu(),
         entropy=entropy,
         confidence=confidence,
         diversity=diversity,

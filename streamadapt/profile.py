@@ -21,7 +21,7 @@ SIZES = (1, 2, 4, 8, 16, 32, 64)
 """Batch sizes that variability is known for."""
 
 _FORMAT = "streamadapt-profile"
-_VERSION = 3
+_VERSION = 4
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -47,6 +47,8 @@ class SourceProfile:
         innovation: `[S, L]`, location-scale distance of a batch from the source, mean over the
             layer's channels.
         frame_distance: `[L]`, median distance of single frames from the source in each layer.
+        frame_spread: `[L]`, so many times that distance one frame in ten exceeds in any of the
+            layers up to each.
         settled: `[L]`, distance from the source after settling on 64 frames of it.
         entropy: of the answers, mean over frames, in nats; NaN where they are no class scores.
         confidence: of the answers, mean over frames, 0 to 1; NaN likewise.
@@ -64,6 +66,7 @@ class SourceProfile:
     freedom: Tensor
     innovation: Tensor
     frame_distance: Tensor
+    frame_spread: Tensor
     settled: Tensor
     entropy: float = math.nan
     confidence: float = math.nan
@@ -136,6 +139,8 @@ class SourceProfile:
             plain: dict[str, Any] = json.loads(described["profile"])
             plain["layers"] = tuple((str(n), int(c), float(e)) for n, c, e in plain["layers"])
             made = cls(**plain, **tensors)
+        except DataError:
+            raise
         except FileNotFoundError as error:
             raise DataError(f"{where}: no such file.") from error
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
@@ -154,6 +159,7 @@ class SourceProfile:
             "freedom": (sizes, len(self.layers)),
             "innovation": (sizes, len(self.layers)),
             "frame_distance": (len(self.layers),),
+            "frame_spread": (len(self.layers),),
             "settled": (len(self.layers),),
         }
         for name, shape in shapes.items():
@@ -181,5 +187,6 @@ _TENSORS = (
     "freedom",
     "innovation",
     "frame_distance",
+    "frame_spread",
     "settled",
 )

@@ -45,7 +45,7 @@ class FrameCorrection:
         self,
         *,
         depth: float = 1 / 3,
-        usual: float = 3.0,
+        usual: float = 3.5,
         levels: Sequence[float] | None = None,
     ) -> None:
         if not 0.0 < depth <= 1.0:
@@ -69,11 +69,16 @@ class FrameCorrection:
         return tuple(self.usual * one for one in levels[:count])
 
     def calibrated(self, profile: SourceProfile) -> FrameCorrection:
-        """The same, with levels from a profile, unless they were given."""
+        """The same, with levels from a profile, unless they were given.
+
+        So that no more than one frame of the source in ten is corrected.
+        """
         if self.levels is not None:
             return self
-        found = profile.frame_distance[: self._count(len(profile.layers))]
-        levels = [max(float(one), _LEAST_LEVEL) for one in found]
+        count = self._count(len(profile.layers))
+        wider = max(float(profile.frame_spread[count - 1]) / self.usual, 1.0)
+        found = profile.frame_distance[:count]
+        levels = [max(wider * float(one), _LEAST_LEVEL) for one in found]
         return FrameCorrection(depth=self.depth, usual=self.usual, levels=levels)
 
     def _count(self, layers: int) -> int:

@@ -24,6 +24,10 @@ SECONDS_PER_FRAME = 1 / 25  # of the camera that a profile's batches are thought
 _LEAST_SECONDS = 1e-3  # what a frame stands for when no time has passed
 _LEAST_SETTLING_FRAMES = 16
 _CLEAR = 1.5  # times what is material leaves no doubt
+# Times the distance at which a row was found at rest is material to it, if that is less: where
+# networks differ, the first frames of a stream tell more than what is usual elsewhere.
+_OWN_MATERIAL, _LEAST_OWN_MATERIAL = 2.25, 0.2
+_LEAST_REST_SHARE = 1 / 8  # of the latest rest in it
 _LEAST_LEVEL = 0.01
 # Of `level`: a still scene has next to no innovation, and not every leaf is a change.
 _LEAST_SHARE = 0.4
@@ -53,6 +57,7 @@ _SCALARS = {
     "nearer": 0.0,
     "recent": 0.1,  # level that goes on following where the other one stays
     "insists": 0.0,  # 1 where that is material, whatever settling finds
+    "rests": 0.0,  # settlings that ended at rest
 }
 
 
@@ -71,7 +76,7 @@ class Restarting(Estimator):
       layer starts with a prior of 1/25 s of source, the last with `prior_seconds`, in between
       geometrically. At the end the row rests if it lies within `material` of the source, or if the
       model's answers say less under what was found than under the source; otherwise it follows.
-      Where it is in doubt, it goes on for up to `doubtful_seconds`, on the source's statistics.
+      Where that is in doubt, it goes on for up to `doubtful_seconds`, on the source's statistics.
     - *following*: a moving average, the window growing to `window_seconds` in the first layer and
       `prior_seconds` in the last. A block of frames has weight `max_weight` at most, and counts as
       at most `clip` standard deviations from the mean, and a factor `exp(2 clip)` in the variance.
@@ -97,11 +102,12 @@ class Restarting(Estimator):
         window_seconds: memory of the first layer.
         prior_seconds: memory of the last layer, and what the source counts for in it.
         settling_seconds: how long settling takes; 16 frames at least.
-        doubtful_seconds: how long it takes at most where the distance from the source is material,
-            but by less than half as much again; `settling_seconds` if that is longer.
+        doubtful_seconds: how long it takes at most where the distance from the source is near what
+            is material, within a factor of 1.5; `settling_seconds` if that is longer.
         alarm: innovation over its usual level that is a change of domain.
         material: distance from the source, mean over watched layers, below which nothing is
-            adapted; like `level`, `noise` and `unlike` from the profile where there is one.
+            adapted; like `level`, `noise` and `unlike` from the profile where there is one. A row
+            that was found at rest at less than 1/2.25 of it takes 2.25 times what was found.
         clip: largest innovation of a block that counts, in standard deviations.
         max_weight: largest weight of a block while following.
         block_frames: frames that are pooled before anything is concluded from them, at least.
@@ -134,7 +140,7 @@ class Restarting(Estimator):
         alarm: float = 4.0,
         material: float | None = None,
         clip: float = 0.5,
-        max_weight: float = 0.15,
+        max_weight: float = 0.05,
         block_frames: int = 8,
         block_seconds: float = 0.6,
         level: float | None = None,
@@ -142,7 +148,7 @@ class Restarting(Estimator):
         unlike: float | None = None,
         watch_depth: float = 1 / 2,
         own_depth: float = 1 / 3,
-        own_usual: float = 3.0,
+        own_usual: float = 3.5,
         own_levels: Sequence[float] | None = None,
     ) -> None:
         given = {
@@ -204,7 +210,12 @@ class Restarting(Estimator):
         if own_depth != 0.0:
             self._correction = FrameCorrection(depth=own_depth, usual=own_usual, levels=own_levels)
             self.own_levels = self._correction.levels
-        self._scalars = {**_SCALARS, "level": self.level, "recent": self.level}
+        self._scalars = {
+            **_SCALARS,
+            "level": self.level,
+            "recent": self.level,
+            "material": self.material,
+        }
 
     @property
     def scalars(self) -> Mapping[str, float]:  # type: ignore[override]
@@ -339,10 +350,12 @@ class Restarting(Estimator):
         frames = scalars["settled_frames"] + observed.frames
         seconds = scalars["settled_seconds"] + _seconds(observed)
         apart = self._distance(new.aside, old.source, observed)
-        limit = self.material + self.noise / frames.clamp(min=1.0)
+        scale = scalars["material"] / self.material if self.material else 1.0
+        limit = scalars["material"] + scale * self.noise / frames.clamp(min=1.0)
         insists = scalars["insists"] > 0.0
-        # Frames of few classes lie off the source as far as a mild change takes a layer: before
-        # that is believed, more of them are looked at, on the source's statistics.
+        # Frames of few classes lie off the source as far as a mild change takes a layer, and few
+        # frames of a mild change no further than chance: before either is believed, more of them
+        # are looked at, on the source's statistics.
         doubtful = (apart > limit / _CLEAR) & (apart <= _CLEAR * limit) & ~insists
         least = self.settling_seconds + self._longer * doubtful
         ended = (frames >= _LEAST_SETTLING_FRAMES) & (seconds >= least * (1.0 - 1e-9))
@@ -354,12 +367,18 @@ class Restarting(Estimator):
         material = moved | insists
         moments = _select(material, new.aside, _like(old.source, new.aside))
         phase = torch.where(material, FOLLOWING, RESTING)
+        rests, own = done & ~material & (apart <= limit), scalars["material"]
+        found = (_OWN_MATERIAL * apart).clamp(_LEAST_OWN_MATERIAL * self.material, self.material)
+        share = (1.0 / (scalars["rests"] + 1.0)).clamp(min=_LEAST_REST_SHARE)
+        learned = own * (found / own.clamp(min=_TINY)) ** share
         advanced = new.advance(
             _select(settling, moments, old.moments),
             phase=torch.where(done, phase, scalars["phase"]),
             settled_frames=torch.where(settling, frames, scalars["settled_frames"]),
             settled_seconds=torch.where(settling, seconds, scalars["settled_seconds"]),
             insists=torch.where(done, (insists & ~moved).double(), scalars["insists"]),
+            material=torch.where(rests, learned, own),
+            rests=scalars["rests"] + rests,
             recent=torch.where(done, self.level, scalars["recent"]),
             pending_frames=torch.where(done, 0.0, scalars["pending_frames"]),
             pending_seconds=torch.where(done, 0.0, scalars["pending_seconds"]),
@@ -391,7 +410,7 @@ class Restarting(Estimator):
         if not _nowhere(following):
             from_source = self._distance(new.aside, old.source, observed)
             nearer = nearer + (innovation - from_source) / level - _NEARER_SLACK
-            near = self._distance(new.moments, old.source, observed) < self.material
+            near = self._distance(new.moments, old.source, observed) < scalars["material"]
         nearer = torch.where(following, nearer.clamp(min=0.0), 0.0)
         alarm = ready & ((ratio > self.alarm) | (excess > _PATIENCE) | (nearer > _NEARER))
 

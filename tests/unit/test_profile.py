@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import streamadapt as sa
 from streamadapt.errors import ConfigurationError, DataError
+from streamadapt.estimators import FrameCorrection
 from streamadapt.profile import SIZES, SourceProfile
 from streamadapt.testing import frames, tiny_model
 
@@ -67,6 +68,22 @@ def test_larger_batches_vary_less_as_independent_frames_do(profile: SourceProfil
     assert bool((profile.innovation.diff(dim=0) < 1e-3).all())
     assert bool((profile.freedom > 0).all())
     assert bool((profile.freedom <= 10 * 8).all())
+
+
+def test_one_source_frame_in_ten_is_corrected_and_no_more(profile: SourceProfile) -> None:
+    model, apart = tiny_model(), []
+    for name, x in inputs(model).items():
+        layer = model.get_submodule(name)
+        mu, v = (b.double().numpy() for b in (layer.running_mean, layer.running_var))
+        var, v = x.var(-1) + layer.eps, v + layer.eps
+        moved = (x.mean(-1) - mu) ** 2 / np.sqrt(var * v)
+        apart.append((moved + 0.5 * np.log(var / v) ** 2).mean(1))
+    np.testing.assert_allclose(profile.frame_distance, np.median(apart, axis=1), rtol=2e-2)
+    for depth, layers in ((0.01, 1), (1.0, 2)):
+        correction = FrameCorrection(depth=depth, usual=0.1).calibrated(profile)
+        thresholds = np.array(correction.thresholds(2))[:, None]
+        beyond = (np.array(apart)[:layers] > thresholds * (1 + 1e-6)).any(0)
+        assert 0.08 <= beyond.mean() <= 0.1
 
 
 def test_output_health_is_that_of_the_answers(profile: SourceProfile) -> None:
@@ -180,7 +197,7 @@ def test_tensors_of_another_shape_or_version_are_refused(
         SourceProfile.load(path)
     described = {"format": "streamadapt-profile", "version": "9", "profile": json.dumps({})}
     save_file({"mean": torch.zeros(3)}, path, metadata=described)
-    with pytest.raises(DataError, match="a profile of version 9; this is version 3"):
+    with pytest.raises(DataError, match="^[^:]*: a profile of version 9; this is version 4"):
         SourceProfile.load(path)
 
 

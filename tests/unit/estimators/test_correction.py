@@ -16,7 +16,7 @@ from streamadapt.testing import frames, tiny_model
 def test_a_part_of_the_layers_with_levels_that_fall() -> None:
     thresholds = FrameCorrection().thresholds(19)
     assert len(thresholds) == 7
-    assert thresholds[0] == pytest.approx(3 * 0.8) and thresholds[-1] == pytest.approx(3 * 0.1)
+    assert thresholds[0] == pytest.approx(3.5 * 0.8) and thresholds[-1] == pytest.approx(3.5 * 0.1)
     ratios = [b / a for a, b in itertools.pairwise(thresholds)]
     assert ratios == pytest.approx([ratios[0]] * 6)
     assert [len(FrameCorrection(depth=d).thresholds(10)) for d in (0.01, 0.5, 1.0)] == [1, 5, 10]
@@ -25,7 +25,7 @@ def test_a_part_of_the_layers_with_levels_that_fall() -> None:
 
 def test_levels_come_from_the_profile_unless_they_were_given() -> None:
     profile = sa.calibrate(tiny_model(), [frames(64, seed=1)])
-    found = FrameCorrection(depth=1.0).calibrated(profile).levels
+    found = FrameCorrection(depth=1.0, usual=100.0).calibrated(profile).levels
     assert found == pytest.approx([max(float(one), 0.01) for one in profile.frame_distance])
     given = FrameCorrection(levels=[0.3])
     assert given.calibrated(profile) is given

@@ -138,6 +138,50 @@ def test_what_is_hardly_material_is_looked_at_for_longer_on_the_sources_statisti
         assert phase_of(now) == "following"
 
 
+def test_what_few_frames_leave_below_the_limit_more_frames_may_show_to_be_material() -> None:
+    for sigmas, passes, wanted in ((0.17, 16, "following"), (0.15, 16, "resting")):
+        now = state(Restarting())
+        for _ in range(passes):
+            assert phase_of(now) == "settling"
+            assert torch.equal(now.moments.mean[0], now.source.mean)
+            now = settled_at(Restarting(), now, sigmas)
+        assert phase_of(now) == wanted
+    assert phase_of(settle_whole(Restarting(), state(Restarting()), 0.12)) == "resting"
+
+
+def settled_at(estimator: Restarting, now: State, sigmas: float) -> State:
+    observed = seen(*moved_home(sigmas), frames=16, seconds=0.64, settling=True)
+    return estimator.step(now, observed)
+
+
+def settle_whole(estimator: Restarting, now: State, sigmas: float) -> State:
+    """Settle on a world so many deviations from the source."""
+    nothing = wide([[0.0]])
+    begun = {"phase": nothing, "settled_frames": nothing, "settled_seconds": nothing}
+    own = Moments(now.moments.count, now.source.mean.view(1, -1), now.source.var.view(1, -1))
+    now = now.advance(own, aside=own, **begun)
+    while phase_of(now) == "settling":
+        now = settled_at(estimator, now, sigmas)
+    return now
+
+
+def test_where_the_source_was_found_near_less_is_material() -> None:
+    estimator = Restarting()
+    assert phase_of(settle_whole(estimator, state(estimator), 0.13)) == "resting"
+    for sigmas, wanted in ((0.05, "following"), (0.13, "resting")):
+        now = settle_whole(estimator, state(estimator), sigmas)  # the first world
+        assert phase_of(now) == "resting"
+        assert phase_of(settle_whole(estimator, now, 0.13)) == wanted
+    exact = settle_whole(estimator, state(estimator), 0.0)
+    assert float(exact.scalars["material"]) == pytest.approx(0.2 * estimator.material)
+    rests = [0.05, *[0.13] * 40]  # one odd beginning does not count for ever
+    for sigmas in rests:
+        exact = settle_whole(estimator, exact, sigmas)
+        if phase_of(exact) == "resting":
+            last = float(exact.scalars["material"])
+    assert last <= estimator.material
+
+
 def test_content_that_evens_out_is_no_change() -> None:
     estimator = Restarting(noise=1e-9)
     now = state(estimator)
@@ -197,7 +241,7 @@ def test_a_block_moves_the_statistics_no_further_than_published(
     new = estimator.update(old, observed)
     prior = 0.04 ** (1 - depth) * 160.0**depth
     window = 20.0 ** (1 - depth) * 160.0**depth
-    weight = min(0.15, seconds / (min(prior + settled, window) + seconds))
+    weight = min(0.05, seconds / (min(prior + settled, window) + seconds))
     sigma = (old.moments.var + EPS).sqrt()
     reach = weight * 0.5 * sigma
     step = (new.moments.mean - old.moments.mean).abs()
@@ -210,7 +254,7 @@ def test_a_block_moves_the_statistics_no_further_than_published(
 
 
 def test_frames_are_pooled_to_blocks_exactly_and_count_once() -> None:
-    estimator = Restarting(alarm=1e9, clip=1e3, material=0.0)
+    estimator = Restarting(alarm=1e9, clip=1e3, material=0.0, max_weight=0.15)
     rng = np.random.default_rng(3)
     now = state(estimator, phase=FOLLOWING, settled_seconds=5.0)
     start, frames, means, variances = now, [3, 4, 9], [], []
