@@ -77,9 +77,9 @@ class Restarting(Estimator):
       geometrically. At the end the row rests if it lies within `material` of the source, or if the
       model's answers say less under what was found than under the source; otherwise it follows.
       Where that is in doubt, it goes on for up to `doubtful_seconds`, on the source's statistics.
-    - *following*: a moving average, the window growing to `window_seconds` in the first layer and
-      `prior_seconds` in the last. A block of frames has weight `max_weight` at most, and counts as
-      at most `clip` standard deviations from the mean, and a factor `exp(2 clip)` in the variance.
+    - *following*: a moving average over `window_seconds` in the first layer to `prior_seconds` in
+      the last. A block of frames has weight `max_weight` at most, and counts as at most `clip`
+      standard deviations from the mean, and a factor `exp(2 clip)` in the variance.
       Back within `material` of the source it rests.
     - *resting*: the source's statistics to the bit.
 
@@ -99,7 +99,7 @@ class Restarting(Estimator):
     between `exp(-7)` and `exp(4)` times its.
 
     Args:
-        window_seconds: memory of the first layer.
+        window_seconds: memory of the first layer while following.
         prior_seconds: memory of the last layer, and what the source counts for in it.
         settling_seconds: how long settling takes; 16 frames at least.
         doubtful_seconds: how long it takes at most where the distance from the source is near what
@@ -133,14 +133,14 @@ class Restarting(Estimator):
     def __init__(
         self,
         *,
-        window_seconds: float = 20.0,
+        window_seconds: float = 60.0,
         prior_seconds: float = 160.0,
         settling_seconds: float = 2.56,
         doubtful_seconds: float = 10.24,
         alarm: float = 4.0,
         material: float | None = None,
         clip: float = 0.5,
-        max_weight: float = 0.05,
+        max_weight: float = 0.15,
         block_frames: int = 8,
         block_seconds: float = 0.6,
         level: float | None = None,
@@ -264,7 +264,8 @@ class Restarting(Estimator):
         assert state.aside is not None
         settling = state.scalars["phase"] == SETTLING
         if observed.settling:
-            memory, seconds = self._memory_seconds(state, observed), _seconds(observed)
+            prior = self._memory_seconds(_FIRST_PRIOR_SECONDS, observed)
+            memory, seconds = prior + state.scalars["settled_seconds"], _seconds(observed)
             shown = _within_trust(observed.moments, state.source, observed)
             seen = state.aside.blend(shown, seconds / (memory + seconds))
             # A row that is put anew is so in all layers, those that did not run as well.
@@ -278,20 +279,17 @@ class Restarting(Estimator):
         moves = self._whole(frames, seconds) & (state.scalars["phase"] == FOLLOWING)
         if _nowhere(moves):
             return state.advance(state.moments, aside=aside)
-        weight = seconds / (self._memory_seconds(state, observed) + seconds)
+        memory = self._memory_seconds(self.window_seconds, observed)
+        weight = seconds / (memory + seconds)
         clipped = self._clipped(block, state.moments, observed)
         moved = state.moments.blend(clipped, weight.clamp(max=self.max_weight))
         moved = _within_trust(moved, state.source, observed)
         return state.advance(_select(moves, moved, state.moments), aside=aside)
 
-    def _memory_seconds(self, state: State, observed: Observation) -> Tensor:
-        """What the present estimate rests on, by row and depth."""
-        depth = observed.layers.depth
-        first, last = math.log(_FIRST_PRIOR_SECONDS), math.log(self.prior_seconds)
-        prior = torch.exp(first + (last - first) * depth)
-        first = math.log(self.window_seconds)
-        window = torch.exp(first + (last - first) * depth)
-        return torch.minimum(prior + state.scalars["settled_seconds"], window)
+    def _memory_seconds(self, first: float, observed: Observation) -> Tensor:
+        """From so many in the first layer to `prior_seconds` in the last, by depth."""
+        shallow, deep = math.log(first), math.log(self.prior_seconds)
+        return torch.exp(shallow + (deep - shallow) * observed.layers.depth)
 
     def _whole(self, frames: Tensor, seconds: Tensor) -> Tensor:
         """Whether a block is large enough; sums of time stamps are not exact."""
