@@ -26,6 +26,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "the default": {},
     "frames are not corrected": {"own_depth": 0.0},
     "frames are corrected from twice the usual distance": {"own_usual": 2.0},
+    "no doubt: settling ends after 2.56 s": {"doubtful_seconds": 2.56},
     "frames are corrected from six times the usual distance": {"own_usual": 6.0},
     "frames are corrected in all layers": {"own_depth": 1.0},
     "changes are not noticed": {"alarm": 1e9, "unlike": 1e9, "level": 1e9},
@@ -36,7 +37,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "unlike": 0.145,
     },
     "an alarm at nine times the usual innovation": {"alarm": 9.0},
-    "deep layers remember 20 s, as the first does": {"prior_seconds": 20.0},
+    "the first layer remembers 20 s": {"window_seconds": 20.0},
+    "deep layers remember 60 s, as the first does": {"prior_seconds": 60.0},
     "deep layers remember 600 s": {"prior_seconds": 600.0},
     "never at rest": {"material": 0.0},
 }

@@ -197,7 +197,7 @@ def test_tensors_of_another_shape_or_version_are_refused(
         SourceProfile.load(path)
     described = {"format": "streamadapt-profile", "version": "9", "profile": json.dumps({})}
     save_file({"mean": torch.zeros(3)}, path, metadata=described)
-    with pytest.raises(DataError, match="^[^:]*: a profile of version 9; this is version 4"):
+    with pytest.raises(DataError, match=r"^[^:]*: a profile of version 9; this is version 4"):
         SourceProfile.load(path)
 
 
