@@ -51,14 +51,18 @@ class Trial:
     def cases(self, estimator: Estimator) -> Iterator[tuple[State, Observation]]:
         """On the source, then after several updates; each with the same observation.
 
-        An estimator with phases is tried after more updates as well, and sees settling passes.
+        An estimator with phases is tried after more updates as well, and sees settling passes, with
+        answers that say less in every other row and without a word about them.
         """
         phases = settling_rows(estimator, self._state(estimator, 0)) is not None
         for updates in (0, 2, *((5, 8) if phases else ())):
             state = self._state(estimator, updates)
             yield state, self.observation()
             if phases:
-                yield state, replace(self.observation(), settling=True)
+                passed = replace(self.observation(), settling=True)
+                yield state, passed
+                some = torch.arange(self.rows, dtype=torch.float64).unsqueeze(1) % 2.0
+                yield state, replace(passed, healthy=some)
 
     def _state(self, estimator: Estimator, updates: int) -> State:
         return fake_state(
@@ -161,6 +165,8 @@ def arguments(state: State, observed: Observation) -> dict[str, Tensor]:
         named |= {f"state.aside.{name}": tensor for name, tensor in fields(state.aside)}
     named |= {f"state.scalars[{name!r}]": tensor for name, tensor in state.scalars.items()}
     named |= {f"observed.moments.{name}": tensor for name, tensor in fields(observed.moments)}
+    if observed.healthy is not None:
+        named["observed.healthy"] = observed.healthy
     return named | {
         "state.frames": state.frames,
         "state.updates": state.updates,
@@ -207,6 +213,7 @@ def rows_seen(observed: Observation, index: Tensor) -> Observation:
         moments=_picked(observed.moments, index, 0),
         frames=observed.frames[index],
         elapsed_seconds=observed.elapsed_seconds[index],
+        healthy=None if observed.healthy is None else observed.healthy[index],
     )
 
 
@@ -219,11 +226,16 @@ def with_row(observed: Observation, row: int, other: Observation) -> Observation
             fields(observed.moments), fields(other.moments), strict=True
         )
     ]
+    healthy = observed.healthy
+    if healthy is not None:
+        theirs = 1.0 - healthy if other.healthy is None else other.healthy
+        healthy = torch.where(own, healthy, theirs)
     return replace(
         observed,
         moments=Moments(*mixed),
         frames=torch.where(own, observed.frames, other.frames),
         elapsed_seconds=torch.where(own, observed.elapsed_seconds, other.elapsed_seconds),
+        healthy=healthy,
     )
 
 
