@@ -54,7 +54,6 @@ STREAM_SEEDS = {
     "recurring, 16": 60,
     "clean, i.i.d., 64": 20,
     "clean, correlated, 16": 20,
-    "clean, i.i.d., 1": 20,
     "clean, correlated, 1": 20,
 }
 """Short streams, and late visits less early ones, need more to be told from half a point."""
