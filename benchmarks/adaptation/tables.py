@@ -66,7 +66,7 @@ def _seeds(content: dict[str, Any]) -> str:
     arguments = content["arguments"]
     count, streams = len(arguments["seeds"]), content["results"]["streams"]
     others: dict[int, list[str]] = {}
-    for stream, number in arguments.get("stream_seeds", {}).items():
+    for stream, number in arguments["stream_seeds"].items():
         if stream in streams and number != count:
             others.setdefault(number, []).append(stream)
     said = [f"{number} on {' and '.join(names)}" for number, names in others.items()]
@@ -77,10 +77,10 @@ def _late(streams: dict[str, Any]) -> str:
     if "recurring, 16" not in streams:
         return ""
     row = streams["recurring, 16"]["policies"]["default"]
-    own, beside = row["late_less_early"], row.get("late_less_early_beside_oracle")
-    said = f" Recurring: visits 16 to 20 less visits 2 to 5, {_interval(own)} points"
-    return said + (
-        f"; less what AdaBN shows on the same pictures, {_interval(beside)}." if beside else "."
+    own, beside = row["late_less_early"], row["late_less_early_beside_oracle"]
+    return (
+        f" Recurring: visits 16 to 20 less visits 2 to 5, {_interval(own)} points; less what AdaBN "
+        f"shows on the same pictures, {_interval(beside)}."
     )
 
 
