@@ -24,7 +24,7 @@ def calm(count: int, seed: int) -> Tensor:
 
 
 def away(count: int, seed: int) -> Tensor:
-    return frames(count, seed=seed, size=16, gain=0.3, offset=3.0)
+    return frames(count, seed=seed, size=16, gain=0.3, offset=4.0)
 
 
 def resting(**kwargs: Any) -> sa.StreamProcessor:
