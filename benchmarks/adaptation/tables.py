@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from benchmarks.adaptation.continual import AS_BATCHES
+from benchmarks.adaptation.continual import AS_BATCHES, FROZEN, ORACLE
 from benchmarks.record import RESULTS, markdown
 
 MISSING = "*Not measured yet.*"
@@ -48,7 +48,7 @@ def continual() -> str:
         rows = []
         for stream, one in results["streams"].items():
             for policy, row in one["policies"].items():
-                own = {"less_oracle": "AdaBN, whole domains", "less_frozen": "frozen"}
+                own = {"less_oracle": ORACLE, "less_frozen": FROZEN}
                 cells = [_interval(row.get(k)) if policy != own[k] else "" for k in _KEYS]
                 rows.append([stream, policy, f"{100 * row['error']:.1f}", *cells])
         parts.append(
