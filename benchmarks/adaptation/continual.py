@@ -122,9 +122,9 @@ def summarise(results: Mapping[str, Sequence[ReplayResult]]) -> dict[str, Any]:
             }
             if "recurring" in stream:
                 gaps = _late_less_early(found, spec.name)
-                rows[spec.name]["late_less_early"] = _over_seeds(gaps)
+                rows[spec.name]["late_less_early"] = over_seeds(gaps)
                 gaps = gaps - _late_less_early(found, ORACLE)
-                rows[spec.name]["late_less_early_beside_oracle"] = _over_seeds(gaps)
+                rows[spec.name]["late_less_early_beside_oracle"] = over_seeds(gaps)
         out[stream] = {
             "frames": sum(first.batch_frames),
             "domains": list(dict.fromkeys(span.name for span in first.domains)),
@@ -158,7 +158,7 @@ def _late_less_early(found: Sequence[ReplayResult], name: str) -> NDArray[np.flo
     return np.array(gaps)
 
 
-def _over_seeds(values: NDArray[np.float64]) -> list[float]:
+def over_seeds(values: NDArray[np.float64]) -> list[float]:
     """Mean with its interval, by Student's t."""
     mean, half = float(values.mean()), 0.0
     if len(values) > 1:

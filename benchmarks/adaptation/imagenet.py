@@ -40,7 +40,7 @@ from streamadapt.replay.split import Split
 
 DEGRADATIONS = ("fog", "low_light", "motion_blur", "colour_cast")
 SEVERITIES = (1, 2, 3, 4, 5)
-SEEDS = (0,)
+SEEDS = (0, 1, 2, 3, 4)
 DOMAIN_FRAMES = 384
 BATCH, ORACLE_BATCH = 16, 64
 FROZEN, ORACLE, OURS, PROFILED = "frozen", "AdaBN", "default", "default, with a profile"

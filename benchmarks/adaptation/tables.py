@@ -227,7 +227,7 @@ def rivals(content: dict[str, Any]) -> str:
 def influence(content: dict[str, Any]) -> str:
     """What an attacker does to others."""
     rows = [
-        [domain, system, *(_points(one[key]["raised"]) for key in ("later", "mates"))]
+        [domain, system, *(_raised(one[key]["raised"]) for key in ("later", "mates"))]
         for domain, each in content["results"].items()
         for system, one in each.items()
     ]
@@ -240,8 +240,8 @@ def influence(content: dict[str, Any]) -> str:
     )
 
 
-def _points(value: float) -> str:
-    return "–" if value != value else f"{100 * value:+.1f}"
+def _raised(values: list[Any]) -> str:
+    return "–" if values[1] is None else _interval(values)
 
 
 def _interval(values: list[float] | None) -> str:
