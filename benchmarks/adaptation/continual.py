@@ -59,7 +59,6 @@ STREAM_SEEDS = {
 """Short streams, and late visits less early ones, need more to be told from half a point."""
 
 FRAMES = {"cifar10-resnet20": 1280, "cifar10-resnet56": 640, "digits": 320}
-WORLD_SEEDS = {"cifar10-resnet56": 3}
 WORLD_STREAMS = {
     "cifar10-resnet20": tuple(STREAMS),
     "cifar10-resnet56": ("i.i.d., 64", "correlated, 16"),
@@ -233,7 +232,7 @@ def main() -> None:
     for name in options.worlds:
         world = known[name]
         streams = options.streams or WORLD_STREAMS[name]
-        count = options.seeds or WORLD_SEEDS.get(name, SEEDS)
+        count = options.seeds or SEEDS
         results = {
             stream: measure(
                 world,

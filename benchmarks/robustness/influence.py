@@ -44,7 +44,7 @@ from streamadapt.replay.corruptions import corrupt
 from streamadapt.replay.one_thread import keep_freed_memory
 from streamadapt.replay.split import Split
 
-BATCH, ATTACKED, WARM_UP, SCORED = 8, 100, 40, 1024
+BATCH, ATTACKED, WARM_UP, SCORED = 8, 100, 40, 1856
 FIRST_STEPS, LATER_STEPS, EVERY = 500, 50, 10
 STEP = 4 / 255
 MARGIN = 0.9  # of the largest distance at which a frame still counts fully

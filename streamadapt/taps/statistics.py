@@ -148,6 +148,7 @@ class FramesOwn:
         self, rows: RowStatistics, thresholds: Sequence[float], layout: BankLayout
     ) -> None:
         self._rows, self._thresholds, self._layout = rows, thresholds, layout
+        self._measures: tuple[Tensor, Tensor, Tensor] | None = None
         self._foreign: Tensor | None = None  # how much each frame leans to the source
         self._later: tuple[Tensor, Tensor] | None = None
 
@@ -166,6 +167,8 @@ class FramesOwn:
             items: of its leading dimension.
             rows: the row of each item; None when there is one.
         """
+        if staged is None and self._foreign is None:
+            return None
         with torch.inference_mode(False), torch.no_grad():
             if staged is not None:
                 return self._own(index, staged, rows)
@@ -175,9 +178,11 @@ class FramesOwn:
         self, index: int, staged: StagedMoments, rows: Tensor | None
     ) -> tuple[Tensor, Tensor] | None:
         span, usual = self._layout.layers[index].span, self._thresholds[index]
-        eps = self._layout.eps[span]
-        row = _at(self._rows.wanted(index, span), rows)
-        distance, mean, log = frame_distance(staged, row, eps=eps)
+        row = self._rows.wanted(index, span)
+        mean, precision, floor = self._measure(index, span, row)
+        if rows is not None and len(mean) > 1:
+            mean, precision = mean[rows], precision[rows]
+        distance, log = frame_distance(staged, mean=mean, precision=precision, eps=floor)
         before = self._foreign if index > 0 else None
         self._foreign = before
         if distance.device.type == "cpu" and not bool((distance > usual).any()):
@@ -189,8 +194,20 @@ class FramesOwn:
             foreign = torch.maximum(before, foreign)
         self._foreign = foreign
         self._later = None
-        held = _at(self._rows.held(span), rows)
-        return lean(row, held, eps, mean=mean, log=log, weight=weight)
+        row, held = _at(row, rows), _at(self._rows.held(span), rows)
+        eps = self._layout.eps[span]
+        return lean(row, held, eps, mean=staged.mean, log=log, weight=weight)
+
+    def _measure(self, index: int, span: slice, row: Moments) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, `1 / (variance + eps)` and eps of a layer's rows, fp32."""
+        if not self._rows.known:
+            return _scaled(row, self._layout.eps[span])
+        if self._measures is None:  # all layers' at once
+            leading = slice(0, self._layout.layers[len(self._thresholds) - 1].stop)
+            whole = self._rows.wanted(index, leading)
+            self._measures = _scaled(whole, self._layout.eps[leading])
+        mean, precision, eps = self._measures
+        return mean[:, span], precision[:, span], eps[span]
 
     def _towards_source(
         self, index: int, items: int, rows: Tensor | None
@@ -215,6 +232,10 @@ class FramesOwn:
         held, source = _at(self._rows.held(span), rows), self._rows.source(span)
         log = ((source.var + eps) / (row.var + eps)).log()
         return lean(row, held, eps, mean=source.mean, log=log, weight=weight)
+
+
+def _scaled(row: Moments, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return row.mean.float(), (row.var + eps).reciprocal_().float(), eps.float()
 
 
 def _part(moments: Moments, span: slice) -> Moments:

@@ -11,26 +11,26 @@ from streamadapt.ops.correct.reference import LARGEST_LOG_RATIO
 
 
 def frame_distance(
-    staged: StagedMoments, row: Moments, *, eps: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+    staged: StagedMoments, *, mean: Tensor, precision: Tensor, eps: Tensor
+) -> tuple[Tensor, Tensor]:
     """How far each frame lies from its row.
 
     Args:
         staged: of each frame, `[frames, channels]`.
-        row: statistics of each frame's row, broadcasts to `[frames, channels]`, float64.
-        eps: the layer's.
+        mean: of each frame's row, broadcasts to `[frames, channels]`, fp32.
+        precision: `1 / (variance + eps)` of each frame's row, likewise.
+        eps: the layer's, fp32.
 
     Returns:
-        The location-scale distance, mean over channels, `[frames, 1]` float64, the frames' means,
-        and the logarithm of their variances over the row's, both `[frames, channels]` fp32, as
-        precise as the moments of the frames.
+        The location-scale distance, mean over channels, `[frames, 1]` float64, and the logarithm
+        of the frames' variances over the row's, `[frames, channels]` fp32, as precise as the
+        moments of the frames.
     """
-    precision = (row.var + eps).reciprocal_().float()
-    ratio = staged.inverse.square().reciprocal_().add_(eps.float()).mul_(precision)
+    ratio = staged.inverse.square().reciprocal_().add_(eps).mul_(precision)
     log = ratio.log()
-    apart = (staged.mean - row.mean).float().square_().mul_(precision).mul_(ratio.rsqrt_())
+    apart = (staged.mean - mean).square_().mul_(precision).mul_(ratio.rsqrt_())
     distance = apart.addcmul_(log, log, value=0.5).mean(dim=1, keepdim=True)
-    return distance.double(), staged.mean, log
+    return distance.double(), log
 
 
 def frame_share(distance: Tensor, *, usual: float) -> Tensor:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from streamadapt.moments import Moments, location_scale_distance
+from streamadapt.moments import Moments
 
 _ENOUGH_FRAMES = 4
 _USUAL = 3.0  # distances up to so many medians are usual
 _LARGEST = 100.0  # of one channel
-_TINY = 1e-150
+_TINY = 1e-30
+_FURTHEST = 1e15  # ratio of variances, and offset in standard deviations; far beyond `_LARGEST`
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +31,13 @@ class FrameMoments:
     var: Tensor
     positions: Tensor
     layer_positions: Tensor
+
+    @cached_property
+    def finite(self) -> Tensor:
+        """Which frames are so in every channel, `[frames]` bool."""
+        # A single non-finite value makes the sum non-finite; in float64 nothing else does. Zero
+        # times such a sum is not zero.
+        return (self.mean + self.var).sum(dim=1) * 0.0 == 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,9 +62,7 @@ def reduce_frames(observed: FrameMoments, weights: Tensor, trust: Tensor | None 
         trust: `[frames]` float64, above zero: how much each frame counts beside the others of its
             row, see `frame_trust`; None: all alike. It does not change how many frames there were.
     """
-    # A single non-finite value makes the sum non-finite; in float64 nothing else does. Zero times
-    # such a sum is not zero.
-    finite = (observed.mean + observed.var).sum(dim=1) * 0.0 == 0.0
+    finite = observed.finite
     weights = weights * finite
     if weights.shape == (1, 1):  # nothing to pool; a frame that is not finite has count zero
         count = weights * observed.positions
@@ -70,8 +77,7 @@ def reduce_frames(observed: FrameMoments, weights: Tensor, trust: Tensor | None 
         share = weights * trust
         share = share / share.sum(dim=1, keepdim=True).clamp(min=1e-300)
     pooled = share @ mean
-    owner = (weights > 0).to(mean.dtype)
-    spread = mean - owner.T @ pooled
+    spread = mean - _of_frames(pooled, weights)
     return Reduced(Moments(count, pooled, share @ (var + spread.square())), frames, finite)
 
 
@@ -85,6 +91,8 @@ def frame_distances(
 ) -> Tensor:
     """How far each frame lies from its row's statistics: location-scale distance, mean over layers.
 
+    In fp32, because all frames and all channels take part and a weight hangs on it, no statistic.
+
     Args:
         observed: per-frame moments.
         weights: `[rows, frames]`, as in `reduce_frames`.
@@ -95,11 +103,22 @@ def frame_distances(
     Returns:
         `[frames]` float64; NaN for frames that are not finite. A channel counts at most 100.
     """
-    owner = (weights > 0).to(held.mean.dtype)
-    own = Moments(held.count[:1], owner.T @ held.mean, owner.T @ held.var)
-    seen = Moments(observed.positions, observed.mean, observed.var)
-    apart = location_scale_distance(seen, own, eps + _TINY).clamp(max=_LARGEST)
-    return mean_over_model(torch.where(observed.positions > 0, apart, 0.0)).squeeze(-1)
+    floor = (eps + _TINY).float()
+    centre = _of_frames(held.mean.float(), weights)
+    precision = _of_frames((held.var.float() + floor).reciprocal_(), weights)
+    # Whatever leaves fp32's range becomes infinite here, and then very far.
+    ratio = (observed.var.float() + floor).mul_(precision).clamp_(1 / _FURTHEST, _FURTHEST)
+    offset = (observed.mean.float() - centre).mul_(precision.sqrt())
+    log = ratio.log()
+    apart = offset.clamp_(-_FURTHEST, _FURTHEST).square_().mul_(ratio.rsqrt_())
+    apart = apart.addcmul_(log, log, value=0.5).clamp_(max=_LARGEST)
+    distance = mean_over_model(torch.where(observed.positions > 0, apart, 0.0)).squeeze(-1)
+    return torch.where(observed.finite, distance.double(), math.nan)
+
+
+def _of_frames(per_row: Tensor, weights: Tensor) -> Tensor:
+    """Each frame's row, `[frames, channels]`; `[1, channels]` where there is one row."""
+    return per_row if len(per_row) == 1 else per_row.index_select(0, weights.argmax(dim=0))
 
 
 def frame_trust(distances: Tensor, weights: Tensor) -> Tensor:
@@ -121,6 +140,6 @@ def frame_trust(distances: Tensor, weights: Tensor) -> Tensor:
     usual = torch.where(present, distances, math.nan).nanmedian(dim=1, keepdim=True).values
     enough = present.sum(dim=1, keepdim=True) >= _ENOUGH_FRAMES
     limit = torch.where(present & enough, _USUAL * usual, 0.0).sum(dim=0)
-    trust = (2.0 - distances / limit.clamp(min=_TINY)).clamp(0.0, 1.0)
+    trust = (2.0 - distances / limit.clamp(min=1e-150)).clamp(0.0, 1.0)
     judged = (present & enough).any(dim=0) & (trust == trust)
     return torch.where(judged, trust, 1.0)

@@ -34,9 +34,12 @@ def native(
     frame: Moments, row: Moments, held: Moments, usual: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     eps = torch.full((CHANNELS,), EPS, dtype=torch.float64)
-    distance, mean, log = frame_distance(staged(frame), row, eps=eps)
+    precision = (row.var + eps).reciprocal().float()
+    distance, log = frame_distance(
+        staged(frame), mean=row.mean.float(), precision=precision, eps=eps.float()
+    )
     weight = frame_share(distance, usual=usual)
-    scale, shift = lean(row, held, eps, mean=mean, log=log, weight=weight)
+    scale, shift = lean(row, held, eps, mean=frame.mean.float(), log=log, weight=weight)
     return weight, scale, shift
 
 

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from streamadapt.ops.reduce import FrameMoments, reduce_frames
+from streamadapt.moments import Moments, location_scale_distance
+from streamadapt.ops.reduce import FrameMoments, frame_distances, reduce_frames
 
 POSITIONS = 6
 Array = np.ndarray
@@ -145,3 +146,43 @@ def test_what_was_observed_is_left_alone() -> None:
         (observed.mean, observed.var, observed.positions, weights), before, strict=True
     ):
         assert torch.equal(tensor.nan_to_num(9.0), kept.nan_to_num(9.0))
+
+
+def distances(observed: FrameMoments, weights: Tensor, held: Moments) -> Tensor:
+    eps = torch.full_like(held.mean[0], 1e-5)
+    return frame_distances(
+        observed, weights, held, eps=eps, mean_over_model=lambda x: x.mean(dim=-1, keepdim=True)
+    )
+
+
+@given(cases(), st.sampled_from([1e-9, 1.0, 1e9]))
+def test_a_frame_is_as_far_from_its_row_as_the_distance_says(case: Case, scale: float) -> None:
+    rng = np.random.default_rng(1)
+    mean = case.x.mean() + rng.normal(size=(3, 3))
+    held = Moments(*(torch.from_numpy(one) for one in (mean * 0, mean, np.exp(mean * 0 + 0.5))))
+    held = Moments(held.count, held.mean.float().double() * scale, held.var * scale**2)
+    seen = observe(case.x.astype(np.float32) * scale)
+    found = distances(seen, case.weights(3), held)
+    eps = torch.tensor(1e-5, dtype=torch.float64)
+    for frame, row in enumerate(case.owner):
+        if row >= 0:
+            one = Moments(seen.positions, seen.mean[frame].float().double(), seen.var[frame])
+            other = Moments(held.count[row], held.mean[row], held.var[row])
+            wanted = location_scale_distance(one, other, eps).clamp(max=100.0).mean()
+            # Means 1000 deviations from zero keep four digits of their difference in fp32.
+            torch.testing.assert_close(found[frame], wanted, rtol=1e-2, atol=1e-4)
+
+
+def test_what_leaves_the_range_of_fp32_is_far_and_what_is_not_finite_has_no_distance() -> None:
+    observed = observe(np.random.default_rng(0).normal(size=(5, 3, POSITIONS)))
+    observed.mean[1], observed.var[2] = 3e38, 1e70
+    observed.mean[3, 0], observed.var[4, 0] = float("inf"), float("nan")
+    zeros = torch.zeros(1, 3, dtype=torch.float64)
+    for var in (1.0, 0.0, 1e37):
+        found = distances(
+            observed, torch.ones(1, 5).double(), Moments(zeros, zeros, torch.full_like(zeros, var))
+        )
+        assert torch.isfinite(found[:3]).all()
+        assert found[3:].isnan().all()
+        if var == 1.0:
+            assert found[0] < 5.0 and (found[1:3] == 100.0).all()
