@@ -38,7 +38,7 @@ PICTURES = 256  # a domain: 51 seconds
 PICTURE_SECONDS = 0.2
 FRAMES_PER_SECOND = (5, 25)
 BATCH_SIZES = (1, 4, 16)
-SEEDS = (0, 1)
+SEEDS = (0, 1, 2, 3, 4)
 WITHIN = 1.0  # points
 
 Setting = tuple[int, int]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -412,6 +413,29 @@ def test_only_the_first_layers_are_watched() -> None:
         return phase_of(estimator.step(row, moved))
 
     assert [phase_after(k) for k in range(4)] == ["settling", "settling", "resting", "resting"]
+
+
+@given(st.integers(0, 10**6))
+def test_what_is_left_out_where_no_row_needs_it_changes_nothing(seed: int) -> None:
+    """On a CPU, work is left out by asking first; elsewhere asking would mean waiting."""
+    rng = np.random.default_rng(seed)
+    estimator = Restarting(settling_seconds=1.0, doubtful_seconds=2.0)
+    one = other = state(estimator)
+    visited = set()
+    for _ in range(40):
+        mean, var = moved_home(rng.choice([0.0, 0.1, 1.0, 4.0]), math.exp(rng.normal(0, 0.3)))
+        settling = phase_of(one) == "settling" and bool(rng.random() < 0.9)
+        frames = float(rng.choice([1, 4, 16]))
+        observed = seen(mean, var, frames=frames, seconds=frames / 10, settling=settling)
+        one = estimator.step(one, observed)
+        with patch("streamadapt.estimators.restarting._nowhere", lambda rows: False):
+            other = estimator.step(other, observed)
+        visited.add(phase_of(one))
+        assert one.aside is not None and other.aside is not None
+        for a, b in ((one.moments, other.moments), (one.aside, other.aside)):
+            assert torch.equal(a.mean, b.mean) and torch.equal(a.var, b.var)
+        assert all(torch.equal(one.scalars[name], other.scalars[name]) for name in one.scalars)
+    assert len(visited) >= 2
 
 
 def test_the_usual_is_no_alarm() -> None:
