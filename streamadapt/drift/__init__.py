@@ -1,6 +1,19 @@
-"""How far the world has moved."""
+"""How far the world has moved, and detectors that say when."""
 
+from streamadapt.drift.autoregression import AutoRegression as AutoRegression
+from streamadapt.drift.calibrated import CalibratedDetector as CalibratedDetector
+from streamadapt.drift.cusum import CUSUM as CUSUM
+from streamadapt.drift.detector import Detector as Detector
+from streamadapt.drift.e_detector import EDetector as EDetector
 from streamadapt.drift.readout import Drift as Drift
 from streamadapt.moments import location_scale_distance as location_scale_distance
 
-__all__ = ["Drift", "location_scale_distance"]
+__all__ = [
+    "CUSUM",
+    "AutoRegression",
+    "CalibratedDetector",
+    "Detector",
+    "Drift",
+    "EDetector",
+    "location_scale_distance",
+]

@@ -1,0 +1,176 @@
+"""Detectors whose threshold follows from a reference and a stated expected run time."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from streamadapt.drift.autoregression import AutoRegression
+from streamadapt.drift.detector import Detector
+from streamadapt.errors import ConfigurationError
+
+Array = NDArray[np.float64]
+Evidence = dict[str, Array]
+"""What a test remembers, arrays with the series in the last dimension."""
+
+_SERIES = 256
+_LONGEST_STEPS = 20_000
+_LEAST_STEPS = 2_000
+_BLOCKS = 8  # a series is cut in so many, whose largest statistics are ranked
+_TAIL = 0.1  # the largest part of them carries on where no series is long enough
+_WARNING = 0.1  # of the run time
+
+
+class CalibratedDetector(Detector):
+    """A sequential test on an autoregressive score.
+
+    The threshold is found by a sieve bootstrap: series are simulated from the model of the
+    reference, each begins with a reference of its own from which the model is fitted anew, so that
+    errors of the mean, which cost more false alarms than anything else, are in the result. It is
+    the level that the test's statistic exceeds once in `expected_run_steps` steps over all series.
+
+    Args:
+        model: of the reference, from `AutoRegression.fit`.
+        expected_run_steps: mean number of steps between false alarms.
+        threshold: of the statistic, for who knows better; None: from the bootstrap.
+        seed: of the bootstrap.
+
+    Raises:
+        ConfigurationError: a run time that is not above 1.
+    """
+
+    def __init__(
+        self,
+        model: AutoRegression,
+        *,
+        expected_run_steps: float,
+        threshold: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        if not (expected_run_steps > 1.0 and math.isfinite(expected_run_steps)):
+            raise ConfigurationError(
+                f"`expected_run_steps` must be finite and above 1, got {expected_run_steps}."
+            )
+        self.expected_run_steps = float(expected_run_steps)
+        self._model = model
+        self.calibrated = model.calibrated and threshold is None
+        if threshold is None:
+            self.threshold, self.warning_threshold = self._thresholds(np.random.default_rng(seed))
+        else:
+            self.threshold, self.warning_threshold = threshold, threshold + math.log(_WARNING)
+        self.reset()
+
+    @classmethod
+    def fit(
+        cls,
+        reference: ArrayLike,
+        *,
+        expected_run_steps: float,
+        logarithmic: bool | None = None,
+        seed: int = 0,
+    ) -> Self:
+        """From the scores of a stretch without a change, `[steps]`."""
+        model = AutoRegression.fit(reference, logarithmic=logarithmic)
+        return cls(model, expected_run_steps=expected_run_steps, seed=seed)
+
+    @abstractmethod
+    def _begin(self, model: AutoRegression, series: int) -> Evidence:
+        """No evidence yet."""
+
+    @abstractmethod
+    def _take(self, model: AutoRegression, evidence: Evidence, values: Array) -> Array:
+        """The statistic with the next values of all series, `[series]`; changes `evidence`."""
+
+    @abstractmethod
+    def _forget(self, evidence: Evidence) -> None:
+        """Drop the evidence for a change; what happened stays."""
+
+    def update(self, value: float) -> None:
+        """Take the next value in."""
+        taken = self._model.transformed([value])
+        self.drift_detected = self.warning = False
+        if not np.isfinite(taken[0]):
+            return
+        statistic = float(self._take(self._model, self._evidence, taken)[0])
+        self.drift_detected = statistic > self.threshold
+        self.warning = not self.drift_detected and statistic > self.warning_threshold
+        if self.drift_detected:
+            self._forget(self._evidence)
+
+    def reset(self) -> None:
+        """Forget the evidence and the past values."""
+        self._evidence = self._begin(self._model, 1)
+        self.drift_detected = self.warning = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Detector`."""
+        return {
+            "kind": type(self).__name__,
+            "model": self._model.state_dict(),
+            "calibrated": self.calibrated,
+            "threshold": self.threshold,
+            "warning_threshold": self.warning_threshold,
+            "expected_run_steps": self.expected_run_steps,
+            "drift_detected": self.drift_detected,
+            "warning": self.warning,
+            "evidence": {name: array.tolist() for name, array in self._evidence.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `Detector`."""
+        if state.get("kind") != type(self).__name__:
+            raise ConfigurationError(
+                f"This is a {type(self).__name__}; the state is a {state.get('kind')}'s."
+            )
+        self._model = AutoRegression.from_state_dict(state["model"])
+        self.calibrated = bool(state["calibrated"])
+        self.threshold = float(state["threshold"])
+        self.warning_threshold = float(state["warning_threshold"])
+        self.expected_run_steps = float(state["expected_run_steps"])
+        self.drift_detected, self.warning = bool(state["drift_detected"]), bool(state["warning"])
+        self._evidence = {name: np.asarray(one) for name, one in state["evidence"].items()}
+
+    def _thresholds(self, rng: np.random.Generator) -> tuple[float, float]:
+        model = self._model
+        run = self.expected_run_steps
+        steps = int(min(max(run, _LEAST_STEPS), _LONGEST_STEPS))
+        known = max(len(model.residuals) + model.order, 1)
+        series = model.simulated(_SERIES, known + steps, rng)
+        own = model.refitted(series[:known])
+        evidence = self._begin(own, _SERIES)
+        for values in series[known - model.order : known]:
+            self._take(own, evidence, values)
+        self._forget(evidence)
+        largest = np.full((_BLOCKS, _SERIES), -np.inf)
+        for step, values in enumerate(series[known:]):
+            block = largest[step * _BLOCKS // steps]
+            np.maximum(block, self._take(own, evidence, values), out=block)
+        asked, warned = (
+            _exceeded_once_in(largest.ravel(), time * _BLOCKS / steps)
+            for time in (run, _WARNING * run)
+        )
+        return asked, warned
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(expected_run_steps={self.expected_run_steps:g}, "
+            f"threshold={self.threshold:.4g}, calibrated={self.calibrated})"
+        )
+
+
+def _exceeded_once_in(largest: Array, blocks: float) -> float:
+    """The level that the largest of a block exceeds once in so many blocks.
+
+    Alarms come as in a Poisson process: a block has none with probability `exp(-1 / blocks)`.
+    Beyond what was simulated the tail goes on exponentially.
+    """
+    share = -math.expm1(-1.0 / max(blocks, 1e-3))
+    if share >= 10.0 / len(largest):
+        return float(np.quantile(largest, 1.0 - share))
+    start = float(np.quantile(largest, 1.0 - _TAIL))
+    slope = float((largest[largest > start] - start).mean())
+    return start + slope * math.log(_TAIL / share)
