@@ -61,6 +61,7 @@ bench: $(DEV_STAMP)
 	$(VENV)/bin/python -m benchmarks.adaptation.severities
 	$(VENV)/bin/python -m benchmarks.adaptation.continual cifar10-resnet20 digits
 	$(VENV)/bin/python -m benchmarks.adaptation.rates
+	$(VENV)/bin/python -m benchmarks.adaptation.profiles
 	$(VENV)/bin/python -m benchmarks.adaptation.ablation
 	$(VENV)/bin/python -m benchmarks.adaptation.answers
 	$(VENV)/bin/python -m benchmarks.adaptation.imagenet

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from benchmarks.adaptation.continual import configuration
+from benchmarks.adaptation.profiles import FROZEN, ORACLE, OURS, PROFILED, profile
 from benchmarks.lab.worlds import worlds
-from benchmarks.models import normalize
 from benchmarks.record import RESULTS, Claim, environment, report, table, write
-from streamadapt import SourceProfile, calibrate
+from streamadapt import SourceProfile
 from streamadapt.estimators import Restarting
 from streamadapt.replay import (
     AdaBNPolicy,
@@ -36,25 +36,12 @@ from streamadapt.replay import (
 from streamadapt.replay.bootstrap import paired_interval
 from streamadapt.replay.models import load_model
 from streamadapt.replay.one_thread import keep_freed_memory
-from streamadapt.replay.split import Split
 
 DEGRADATIONS = ("fog", "low_light", "motion_blur", "colour_cast")
 SEVERITIES = (1, 2, 3, 4, 5)
 SEEDS = (0, 1, 2, 3, 4)
 DOMAIN_FRAMES = 384
 BATCH, ORACLE_BATCH = 16, 64
-FROZEN, ORACLE, OURS, PROFILED = "frozen", "AdaBN", "default", "default, with a profile"
-
-
-def profile() -> SourceProfile:
-    """From the clean images of the parts that no stream shows."""
-    world = worlds()["imagenet-mobilenetv2"]
-    settings = world.settings
-    data = load_data(world.data, resize=settings["resize"])
-    split = Split.load(world.split)
-    chosen = np.random.default_rng(0).permutation(np.concatenate([split.calibrate, split.tune]))
-    images = normalize(data.x[chosen], mean=settings["mean"], std=settings["std"])
-    return calibrate(load_model(world.model).eval(), images.split(ORACLE_BATCH))
 
 
 def one(seed: int, severity: int, known: SourceProfile) -> tuple[ReplayResult, ReplayResult]:
@@ -126,7 +113,7 @@ def main() -> None:
     options = parser.parse_args()
     where = environment()
     where["hardware"]["torch_threads"] = 1
-    known = profile()
+    known = profile("imagenet-mobilenetv2")
     found = {}
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
         running = {

@@ -155,6 +155,28 @@ def imagenet(content: dict[str, Any]) -> str:
     )
 
 
+@_from("adaptation-profiles.json")
+def profiles(content: dict[str, Any]) -> str:
+    """With a profile and without."""
+    rows = [
+        [
+            f"{world}: {stream}",
+            *(f"{100 * row['error']:.1f}" for row in found.values()),
+            _interval(found["default, with a profile"]["less_oracle"]),
+        ]
+        for world, streams in content["results"].items()
+        for stream, found in streams.items()
+    ]
+    arguments = content["arguments"]
+    first = next(iter(next(iter(content["results"].values())).values()))
+    frames = " and ".join(str(one) for one in arguments["frames"].values())
+    return markdown(["error %", *first, "with a profile, points above AdaBN"], rows) + (
+        f"\n\n{len(arguments['seeds'])} seeds, {frames} frames a domain, severity "
+        f"{arguments['severity']}; configuration `{arguments['configuration']}`, thresholds by the "
+        "profile of each network."
+    )
+
+
 @_from("adaptation-rates.json")
 def rates(content: dict[str, Any]) -> str:
     """Batch sizes and frame rates."""
@@ -259,6 +281,7 @@ SECTIONS = {
     "depth": depth,
     "imagenet": imagenet,
     "influence": influence,
+    "profiles": profiles,
     "rates": rates,
     "rivals": rivals,
 }
