@@ -1,19 +1,25 @@
 """How far the world has moved, and detectors that say when."""
 
+from streamadapt.drift.adwin import ADWIN as ADWIN
 from streamadapt.drift.autoregression import AutoRegression as AutoRegression
 from streamadapt.drift.calibrated import CalibratedDetector as CalibratedDetector
 from streamadapt.drift.cusum import CUSUM as CUSUM
 from streamadapt.drift.detector import Detector as Detector
 from streamadapt.drift.e_detector import EDetector as EDetector
+from streamadapt.drift.page_hinkley import PageHinkley as PageHinkley
 from streamadapt.drift.readout import Drift as Drift
+from streamadapt.drift.river import River as River
 from streamadapt.moments import location_scale_distance as location_scale_distance
 
 __all__ = [
+    "ADWIN",
     "CUSUM",
     "AutoRegression",
     "CalibratedDetector",
     "Detector",
     "Drift",
     "EDetector",
+    "PageHinkley",
+    "River",
     "location_scale_distance",
 ]

@@ -16,11 +16,13 @@ class Detector(ABC):
         drift_detected: the last value brought an alarm.
         warning: the evidence is on its way there.
         calibrated: the rate of false alarms is the one that was asked for.
+        resumes: it goes on to the bit where a `state_dict` was taken; otherwise it begins anew.
     """
 
     drift_detected: bool = False
     warning: bool = False
     calibrated: bool = False
+    resumes: bool = True
 
     @abstractmethod
     def update(self, value: float) -> None:
