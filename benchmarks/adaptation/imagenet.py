@@ -110,15 +110,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="MobileNetV2, severity by severity.")
     parser.add_argument("--output", type=Path, default=RESULTS / "adaptation-imagenet.json")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=len(SEEDS))
     options = parser.parse_args()
     where = environment()
     where["hardware"]["torch_threads"] = 1
+    seeds = SEEDS[: options.seeds]
     known = profile("imagenet-mobilenetv2")
     found = {}
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
         running = {
             (seed, severity): pool.submit(one, seed, severity, known)
-            for seed in SEEDS
+            for seed in seeds
             for severity in SEVERITIES
         }
         for key, future in running.items():
@@ -146,7 +148,7 @@ def main() -> None:
         options.output,
         benchmark="adaptation.imagenet",
         arguments={
-            "seeds": SEEDS,
+            "seeds": seeds,
             "frames": DOMAIN_FRAMES,
             "batch_size": BATCH,
             "degradations": DEGRADATIONS,
