@@ -6,6 +6,7 @@ from streamadapt.drift.calibrated import CalibratedDetector as CalibratedDetecto
 from streamadapt.drift.cusum import CUSUM as CUSUM
 from streamadapt.drift.detector import Detector as Detector
 from streamadapt.drift.e_detector import EDetector as EDetector
+from streamadapt.drift.entropy import EntropyTest as EntropyTest
 from streamadapt.drift.page_hinkley import PageHinkley as PageHinkley
 from streamadapt.drift.readout import Drift as Drift
 from streamadapt.drift.river import River as River
@@ -19,6 +20,7 @@ __all__ = [
     "Detector",
     "Drift",
     "EDetector",
+    "EntropyTest",
     "PageHinkley",
     "River",
     "location_scale_distance",

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 import river.drift
 
-from streamadapt.drift import ADWIN, CUSUM, AutoRegression, Detector, EDetector, PageHinkley, River
+from streamadapt.drift import (
+    ADWIN,
+    CUSUM,
+    AutoRegression,
+    Detector,
+    EDetector,
+    EntropyTest,
+    PageHinkley,
+    River,
+)
 from streamadapt.errors import ConfigurationError
 from streamadapt.testing import check_detector
 
@@ -27,6 +36,7 @@ MAKERS: dict[str, Callable[[], Detector]] = {
     "EDetector": lambda: calibrated(EDetector, 7.0),
     "PageHinkley": lambda: calibrated(PageHinkley, 12.0),
     "ADWIN": ADWIN,
+    "EntropyTest": lambda: EntropyTest(np.linspace(-2, 2, 100), expected_run_steps=500.0),
     "River(ADWIN)": lambda: River(river.drift.ADWIN()),
     "River(PageHinkley)": lambda: River(river.drift.PageHinkley()),
     "River(KSWIN)": lambda: River(river.drift.KSWIN(seed=1)),
@@ -76,6 +86,45 @@ def test_page_hinkley_is_the_cumulative_sum_above_its_least() -> None:
         expected = max(sums[-1] - sums.min(), down[-1] - down.min())
         found = detector._take(MODEL, detector._evidence, values[now - 1 : now])
         assert float(found[0]) == pytest.approx(expected, abs=1e-9)
+
+
+# The betting test --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("frames", [100, 1000])
+def test_the_betting_test_keeps_its_run_time_whatever_the_source_is_like(frames: int) -> None:
+    rng = np.random.default_rng(frames)
+    draws = (lambda n: rng.gamma(0.3, 1.0, n), lambda n: rng.integers(0, 4, n) / 3.0)
+    alarms = steps = 0
+    for seed in range(3):
+        for draw in draws:
+            detector = EntropyTest(draw(frames), expected_run_steps=500.0, seed=seed)
+            for value in draw(2500):
+                detector.update(value)
+                alarms += detector.drift_detected
+                steps += 1
+    assert steps / max(alarms, 1) > 350  # 500 and more, give or take chance
+
+
+@pytest.mark.parametrize("factor", [0.4, 3.0])
+def test_the_betting_test_finds_outputs_that_are_surer_or_less_sure(factor: float) -> None:
+    rng = np.random.default_rng(5)
+    detector = EntropyTest(rng.gamma(1.0, 1.0, 500), expected_run_steps=10_000.0)
+    alarms = []
+    for value in factor * rng.gamma(1.0, 1.0, 100):
+        detector.update(value)
+        alarms.append(detector.drift_detected)
+    assert any(alarms)
+
+
+@pytest.mark.parametrize(
+    ("source", "run", "message"), [([0.1] * 5, 100.0, "20 finite"), ([0.1] * 30, 1.0, "above 1")]
+)
+def test_a_betting_test_without_a_base_is_refused(
+    source: list[float], run: float, message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        EntropyTest(source, expected_run_steps=run)
 
 
 # ADWIN --------------------------------------------------------------------------------------------
