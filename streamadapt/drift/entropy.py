@@ -43,6 +43,10 @@ class EntropyTest(Detector):
         approach", 2024, arXiv:2408.07511; the restarts are those of arXiv:2203.03532.
     """
 
+    _wealth: float
+    _bet: float
+    _slopes: float
+
     def __init__(self, source: ArrayLike, *, expected_run_steps: float, seed: int = 0) -> None:
         seen = np.asarray(source, dtype=np.float64).ravel()
         seen = np.sort(seen[np.isfinite(seen)])
