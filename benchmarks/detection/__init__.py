@@ -1,0 +1,1 @@
+"""How often drift detectors are wrong, and how late."""
