@@ -7,6 +7,8 @@ from streamadapt.drift.cusum import CUSUM as CUSUM
 from streamadapt.drift.detector import Detector as Detector
 from streamadapt.drift.e_detector import EDetector as EDetector
 from streamadapt.drift.entropy import EntropyTest as EntropyTest
+from streamadapt.drift.monitor import FleetAlarm as FleetAlarm
+from streamadapt.drift.monitor import ScoreMonitor as ScoreMonitor
 from streamadapt.drift.page_hinkley import PageHinkley as PageHinkley
 from streamadapt.drift.readout import Drift as Drift
 from streamadapt.drift.river import River as River
@@ -21,7 +23,9 @@ __all__ = [
     "Drift",
     "EDetector",
     "EntropyTest",
+    "FleetAlarm",
     "PageHinkley",
     "River",
+    "ScoreMonitor",
     "location_scale_distance",
 ]

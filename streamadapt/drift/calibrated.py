@@ -18,7 +18,7 @@ Evidence = dict[str, Array]
 """What a test remembers, arrays with the series in the last dimension."""
 
 _SERIES = 256
-_LONGEST_STEPS = 20_000
+_LONGEST_STEPS = 10_000
 _LEAST_STEPS = 2_000
 _BLOCKS = 8  # a series is cut in so many, whose largest statistics are ranked
 _TAIL = 0.1  # the largest part of them carries on where no series is long enough
