@@ -144,7 +144,7 @@ def imagenet(content: dict[str, Any]) -> str:
     ]
     names = [name.replace("_", " ") for name in arguments["degradations"]]
     shares = ", ".join(
-        f"{policy}: {100 * row['recovered']:.0f} % of what AdaBN recovers, clean "
+        f"{policy}: {100 * row['recovered']:.1f} % of what AdaBN recovers, clean "
         f"{_interval(row['clean_less_frozen'])} points above frozen"
         for policy, row in results["policies"].items()
     )
