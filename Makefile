@@ -67,6 +67,7 @@ bench: $(DEV_STAMP)
 	$(VENV)/bin/python -m benchmarks.adaptation.imagenet
 	$(VENV)/bin/python -m benchmarks.adaptation.cost
 	$(VENV)/bin/python -m benchmarks.robustness.influence
+	$(VENV)/bin/python -m benchmarks.detection.run_times
 	$(VENV)/bin/python -m benchmarks.publish
 
 # Hours: every method on every stream, and the experiments of the AdaBN paper. Only the digits come
