@@ -41,8 +41,8 @@ class ADWIN(Detector):
     the two lengths and `l = ln(2 ln(n) / delta)`, and drops what is older. The window is kept in
     buckets of 1, 2, 4, ... values, five of each size, so that memory grows with its logarithm.
 
-    The bound is for independent values. Correlated ones, such as a camera's, bring hundreds of
-    times the false alarms; `calibrated` is always False.
+    The bound is for independent values. Correlated ones, such as a camera's, bring many
+    more false alarms; `calibrated` is always False.
 
     Args:
         delta: probability of a false alarm at a look, in (0, 1).

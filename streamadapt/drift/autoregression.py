@@ -23,7 +23,7 @@ class AutoRegression:
     """How a score of one camera wanders while its world stays.
 
     `y_t - mean = sum_k phi_k (y_(t-k) - mean) + e_t`, the `e` independent. Frames of a camera are
-    alike, so their scores are too; a threshold for independent values has hundreds of times the
+    alike, so their scores are too; a threshold for independent values has many times the
     false alarms on them. The order is the one of least BIC, the coefficients are Yule and Walker's,
     which are always stationary. Scores that are positive and less skew in logarithms are taken in
     logarithms.

@@ -23,6 +23,7 @@ _LEAST_STEPS = 2_000
 _BLOCKS = 8  # a series is cut in so many, whose largest statistics are ranked
 _TAIL = 0.1  # the largest part of them carries on where no series is long enough
 _WARNING = 0.1  # of the run time
+_NEAR = 0.75  # of a threshold that was given
 
 
 class CalibratedDetector(Detector):
@@ -61,7 +62,7 @@ class CalibratedDetector(Detector):
         if threshold is None:
             self.threshold, self.warning_threshold = self._thresholds(np.random.default_rng(seed))
         else:
-            self.threshold, self.warning_threshold = threshold, threshold + math.log(_WARNING)
+            self.threshold, self.warning_threshold = threshold, _NEAR * threshold
         self.reset()
 
     @classmethod

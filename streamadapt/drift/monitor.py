@@ -32,9 +32,8 @@ class ScoreMonitor:
         scores: their names.
         expected_run_seconds: mean time between false alarms of the camera, all scores together.
         rate_hz: values a second that detectors see.
-        detector: what makes one of a model, `expected_run_steps=` and `seed=`.
-        executor: where thresholds are found, which takes a second or two a score; None: within
-            `observe`.
+        detector: what makes one of a model, `expected_run_steps=`, and `seed=` or `threshold=`.
+        executor: where thresholds are found, a simulation a score; None: within `observe`.
 
     Raises:
         ConfigurationError: no scores, or a time or rate that is not positive.
@@ -172,7 +171,7 @@ class _Watch:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.begin()
         self._reference = [float(value) for value in state["reference"]]
-        while self._next_look <= len(self._reference):
+        while self._next_look <= len(self._reference) and self._next_look < _LONGEST_REFERENCE:
             self._next_look = _later(self._next_look)
         if state["detector"] is not None:
             model = AutoRegression.from_state_dict(state["detector"]["model"])

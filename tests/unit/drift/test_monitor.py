@@ -100,6 +100,12 @@ def test_it_goes_on_where_its_state_was_taken(cut: int) -> None:
     assert alarms[0] == alarms[1] and alarms[0]
 
 
+def test_a_state_with_the_longest_reference_can_be_taken_up() -> None:
+    monitor = ScoreMonitor(["x"], detector=CUSUM)
+    monitor.load_state_dict({"x": {"detector": None, "reference": [0.0, 1.0] * 20_000}})
+    assert len(monitor.state_dict()["x"]["reference"]) == 40_000
+
+
 def test_what_is_missing_is_left_out() -> None:
     monitor = ScoreMonitor("abc")
     for second in range(10):
