@@ -2,12 +2,14 @@
 
 Nothing was chosen on this network or on these images. The default estimator answers batches of 16,
 with a profile from clean images that no stream shows, and without one. The oracle, offline AdaBN,
-sees all frames of a domain, in batches of 64, before the first.
+sees all frames of a domain, in batches of 64, before the first. Killed runs continue:
+`benchmarks/.runs/` holds what is done.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -18,6 +20,7 @@ import torch
 
 from benchmarks.adaptation.continual import configuration
 from benchmarks.adaptation.profiles import FROZEN, ORACLE, OURS, PROFILED, profile
+from benchmarks.lab.tune import RUNS
 from benchmarks.lab.worlds import worlds
 from benchmarks.record import RESULTS, Claim, environment, report, table, write
 from streamadapt import SourceProfile
@@ -46,6 +49,19 @@ BATCH, ORACLE_BATCH = 16, 64
 
 def one(seed: int, severity: int, known: SourceProfile) -> tuple[ReplayResult, ReplayResult]:
     """A stream at one severity, in batches of 64 for the oracle and of 16 for the rest."""
+    folder = RUNS / f"imagenet-{configuration()}"
+    kept = [folder / f"{seed}-{severity}-{size}.json" for size in (ORACLE_BATCH, BATCH)]
+    if not all(path.exists() for path in kept):
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, result in zip(kept, _answer(seed, severity, known), strict=True):
+            beside = path.with_suffix(f".{os.getpid()}")
+            beside.write_text(result.to_json())
+            beside.replace(path)
+    oracle, ours = (ReplayResult.load(path) for path in kept)
+    return oracle, ours
+
+
+def _answer(seed: int, severity: int, known: SourceProfile) -> tuple[ReplayResult, ReplayResult]:
     torch.set_num_threads(1)
     keep_freed_memory()
     world = worlds()["imagenet-mobilenetv2"]
