@@ -4,6 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from streamadapt import alignment, drift, errors, estimators, events, journal
 from streamadapt.calibration import calibrate
+from streamadapt.guard import Guard
 from streamadapt.moments import Moments
 from streamadapt.offline import adabn
 from streamadapt.processor import StreamProcessor
@@ -15,6 +16,7 @@ except PackageNotFoundError:  # run from a checkout that is not installed
     __version__ = "0+unknown"
 
 __all__ = [
+    "Guard",
     "Moments",
     "SourceProfile",
     "StreamProcessor",

@@ -86,6 +86,29 @@ def stream_ids(
     return listed[:real]
 
 
+def frame_ids(
+    ids: Sequence[Hashable | None] | None, entries: int | None, real: int | None
+) -> Sequence[Hashable | None] | None:
+    """What the real frames may be known by later; None where no frame has an id.
+
+    Raises:
+        StreamError: wrong length, an unhashable id, or a batch whose size is unknown.
+    """
+    if ids is None:
+        return None
+    if entries is None or isinstance(ids, str | bytes) or len(ids) not in (entries, real):
+        found = "a string" if isinstance(ids, str | bytes) else f"{len(ids)} entries"
+        raise StreamError(
+            f"`ids` is {found} for a batch of {entries} frames. Give one entry a frame; None for "
+            "frames that no label will come for."
+        )
+    for one in ids:
+        if not isinstance(one, Hashable):
+            raise StreamError(f"An id must be hashable, such as a string; got {one!r}.")
+    ids = ids[:real]
+    return ids if any(one is not None for one in ids) else None
+
+
 def frames_by_stream(admission: Admission, entries: int | None) -> dict[Hashable, int]:
     """How many frames of a batch each stream has."""
     if len(admission.streams) == 1:

@@ -18,6 +18,7 @@ from streamadapt.alignment.features import FeatureMoments
 from streamadapt.alignment.head import AlignedHead
 from streamadapt.bank import RowState, State, StatisticsBank
 from streamadapt.drift import location_scale_distance
+from streamadapt.drift.scores import observed_distances
 from streamadapt.errors import ModelStateError
 from streamadapt.estimators import Estimator, Observation
 from streamadapt.estimators.base import OneLayer, Timing
@@ -52,6 +53,7 @@ class Committed:
         trust: `[entries]` float64, how much each frame counted; None: all alike.
         healthy: `[rows, 1]` float64, see `Observation`.
         phase: `[rows]` float64, the rows' phases after it; None where the estimator has none.
+        distances: `[rows, layers]` float64, see `observed_distances`; None where not asked for.
     """
 
     verdict: Tensor
@@ -62,6 +64,7 @@ class Committed:
     trust: Tensor | None
     healthy: Tensor | None
     phase: Tensor | None
+    distances: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,11 @@ class AdaptationEngine:
     def device(self) -> torch.device:
         """Where the model's statistics live."""
         return self.bank.device
+
+    @property
+    def has_phases(self) -> bool:
+        """Whether the estimator settles, follows and rests."""
+        return self._phase([0]) is not None
 
     @property
     def needs_arming(self) -> bool:
@@ -251,10 +259,21 @@ class AdaptationEngine:
             self.tap.step = None
             self.tap.remapping = False
 
-    def commit(self, step: Step, where: StepRows, *, healthy: Tensor | None = None) -> Committed:
+    def commit(
+        self,
+        step: Step,
+        where: StepRows,
+        *,
+        healthy: Tensor | None = None,
+        distances: bool = False,
+    ) -> Committed:
         """Reduce what `step` staged and write it, for all layers of a row or for none.
 
-        `healthy` is the observation's, of a settling pass.
+        Args:
+            step: of a forward that has returned.
+            where: its rows.
+            healthy: the observation's, of a settling pass.
+            distances: measure how far what was seen lies from the source.
         """
         if step.failure is not None:
             raise step.failure
@@ -267,6 +286,12 @@ class AdaptationEngine:
             state = self.bank.read(where.rows)
             trust = self._weighing.trust(observed, weights, state, step.settling)
             reduced = reduce_frames(observed, weights, trust)
+            apart = None
+            if distances:
+                positions = observed.layer_positions
+                apart = observed_distances(
+                    reduced.moments, state.source, reduced.frames, positions, self.layout
+                )
             aligned = None if head is None else head.propose(reduced)
             new = self.estimator.step(
                 state,
@@ -282,7 +307,7 @@ class AdaptationEngine:
             verdict = self.bank.commit(
                 where.rows,
                 new,
-                frames=reduced.frames,
+                frames=self._weighing.accepted(where, reduced.frames),
                 positions=observed.layer_positions,
                 unobserved=bool(step.unobserved),
                 sound=None if aligned is None else aligned.sound,
@@ -300,6 +325,7 @@ class AdaptationEngine:
                 trust,
                 healthy,
                 self._phase(where.rows),
+                apart,
             )
 
     def reset(self, rows: Sequence[int] | range) -> None:
@@ -314,6 +340,20 @@ class AdaptationEngine:
             self.bank.restore(rows, saved)
             self._displace(rows, "restored")
             self.binding.write_back()
+
+    def shrink(self, rows: Sequence[int], share: float) -> None:
+        """Draw rows a part of the way to the source: means, and logarithms of variances."""
+        with torch.inference_mode(False), torch.no_grad():
+            for row in rows:
+                source, held = self.bank.source, self.bank.data[row]
+                self.bank.data[row, 0] = held[0].lerp(source[0], share)
+                floor = torch.finfo(torch.float32).tiny
+                logs = held[1].clamp(min=floor).log().lerp(source[1].clamp(min=floor).log(), share)
+                self.bank.data[row, 1] = torch.where(held[1] == source[1], held[1], logs.exp())
+                if self.bank.compensated:
+                    self.bank.data[row, 2:4] = 0.0
+        self._displace(rows, "restored")
+        self.binding.write_back()
 
     def _displace(self, rows: Sequence[int] | range, origin: Origin) -> None:
         self.displaced |= dict.fromkeys(rows, origin)
@@ -430,7 +470,7 @@ class AdaptationEngine:
         usable = (
             torch.isfinite(new.mean).all(dim=1, keepdim=True)
             & torch.isfinite(new.var).all(dim=1, keepdim=True)
-            & (reduced.frames > 0)
+            & (self._weighing.accepted(where, reduced.frames) > 0)
         )
         return Moments(
             new.count,

@@ -11,10 +11,17 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Outcome = Literal["updated", "frozen", "rejected", "empty", "failed", "unobserved", "idle"]
+Outcome = Literal["updated", "frozen", "rejected", "held", "empty", "failed", "unobserved", "idle"]
 """What a step did to the statistics: `updated` at least one row; `frozen` by `freeze()`;
-`rejected` because no frame was finite; `empty` batch; `failed` inside the update; `unobserved`
-because no adaptable layer was executed; `idle`, a shadow step between two candidate passes."""
+`rejected` because no frame was usable; `held` by the guard; `empty` batch; `failed` inside the
+update; `unobserved` because no adaptable layer was executed; `idle`, a shadow step between two
+candidate passes."""
+
+Rejection = Literal["nonfinite", "black", "saturated", "frozen", "shape"]
+"""Why a frame is not learned from; see `FramesRejected`."""
+
+DriftSource = Literal["estimator", "early", "middle", "late"]
+"""What noticed a change; see `DriftDetected`."""
 
 
 Phase = Literal["settling", "following", "resting"]
@@ -46,11 +53,14 @@ class StepCompleted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class FramesRejected(Event):
-    """Frames had weight zero in the update; their outputs were still returned."""
+    """Frames had weight zero in the update; their outputs were still returned.
+
+    `nonfinite` in the picture or in a layer; the other reasons are the guard's: see `FrameGate`.
+    """
 
     stream: Hashable
     frames: int
-    reason: Literal["nonfinite"]
+    reason: Rejection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +92,29 @@ class PhaseChanged(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DriftDetected(Event):
+    """A stream's world is not what it was. Says nothing of how good the answers are.
+
+    `by` says what noticed: the `estimator`, which starts anew, or the detector of the `early`,
+    `middle` or `late` layers' score. `deviation` is that score's, in standard deviations of the
+    stream's own reference; None for the estimator's. `calibrated`: the alarm is one of those whose
+    false ones are as rare as `Alarms` says.
+    """
+
+    stream: Hashable
+    by: DriftSource
+    deviation: float | None
+    calibrated: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class FleetDriftDetected(Event):
+    """So many streams had alarms within so short a time that it is no camera's own affair."""
+
+    streams: tuple[Hashable, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class SettlingPassed(Event):
     """The frames of a step went through the model once more, to measure a new world."""
 
@@ -106,6 +139,34 @@ class SettlingRefused(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DomainLearned(Event):
+    """A stream left a domain that was new; its statistics are kept under this name."""
+
+    stream: Hashable
+    domain: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DomainRecalled(Event):
+    """A stream is in a domain that it knows, and was put on its statistics.
+
+    `distance`: of what was measured from them, location-scale distance, mean over half the layers.
+    """
+
+    stream: Hashable
+    domain: str
+    distance: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DomainForgotten(Event):
+    """A stream knows more domains than it may keep; this one was longest out of use."""
+
+    stream: Hashable
+    domain: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ForwardFailed(Event):
     """The model raised; nothing was committed, its exception reached the caller."""
 
@@ -117,6 +178,52 @@ class LayersUnobserved(Event):
     """Adaptable layers that the model did not execute through their tap; they keep their values."""
 
     layers: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswersCompared(Event):
+    """The guard compared a stream's adapted answers with the source's, on the same frames.
+
+    `frames`: how many; `gain`: estimated share of right answers won by adapting, over the latest
+    256 compared frames since the statistics were last put elsewhere; `agreement`: share of equal
+    answers among these frames, None for outputs without classes.
+    """
+
+    stream: Hashable
+    frames: int
+    gain: float
+    agreement: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelsRevealed(Event):
+    """Labels came for frames of a stream: how many of its answers were right, and the source's."""
+
+    stream: Hashable
+    frames: int
+    right: int
+    source_right: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardActed(Event):
+    """The guard did something about a stream, and is in `state` now.
+
+    `gain` and `frames`: the estimate that it acted on, and how many compared frames it rests on.
+    """
+
+    stream: Hashable
+    action: Literal["hold", "release", "shrink", "rollback", "pin", "unpin"]
+    state: Literal["watching", "held", "shrunk", "rolled_back", "pinned"]
+    gain: float | None
+    frames: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardFailed(Event):
+    """A comparison raised; the output was returned, and it is tried again."""
+
+    error: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,12 +19,16 @@ _REJECTIONS_IN_A_ROW = 3
 
 @dataclass(frozen=True)
 class StepFacts:
-    """What is known of a step when it ends: its streams' frames and rows, in the same order."""
+    """What is known of a step when it ends: its streams' frames and rows, in the same order.
+
+    `held` says which of the rows were not to be changed.
+    """
 
     step: int
     frames: Mapping[Hashable, int]
     rows: tuple[int, ...]
     watch: Stopwatch
+    held: tuple[bool, ...] | None = None
 
 
 class Ledger:
@@ -42,20 +46,29 @@ class Ledger:
         self.trouble: dict[str, str] = {}
         self.last_update: dict[int, float] = {}
 
-    def settle(self, facts: StepFacts, outcome: Outcome, verdict: Tensor | None) -> None:
+    def settle(
+        self,
+        facts: StepFacts,
+        outcome: Outcome,
+        verdict: Tensor | None,
+        gated: Tensor | None = None,
+    ) -> None:
         """Book a step: now on the CPU, when the device has got there on CUDA.
 
         Args:
             facts: what is known already.
             outcome: what became of it, if there is no verdict to tell.
             verdict: the bank's, `[rows]`.
+            gated: `[rows]`, frames that the guard kept out, of which it tells itself.
         """
         if verdict is None:
             marker = torch.zeros(0, device=facts.watch.device)
             self._readouts.submit(marker, lambda _: self._complete(facts, outcome, ()))
             return
         now = time.monotonic()
-        self._readouts.submit(verdict, lambda arrived: self._receive(facts, arrived.tolist(), now))
+        kept_out = torch.zeros_like(verdict) if gated is None else gated
+        both = torch.stack([verdict, kept_out.to(verdict)])
+        self._readouts.submit(both, lambda arrived: self._receive(facts, arrived.tolist(), now))
 
     def forget(self, row: int) -> None:
         """A row has a new owner."""
@@ -66,13 +79,14 @@ class Ledger:
         last = self.last_update.get(row)
         return None if last is None else time.monotonic() - last
 
-    def _receive(self, facts: StepFacts, values: list[float], now: float) -> None:
+    def _receive(self, facts: StepFacts, values: list[list[float]], now: float) -> None:
         updated = []
-        for (stream, frames), row, value in zip(
-            facts.frames.items(), facts.rows, values, strict=True
+        held = facts.held or (False,) * len(facts.rows)
+        for (stream, frames), row, value, gated, still in zip(
+            facts.frames.items(), facts.rows, *values, held, strict=True
         ):
-            rejected = frames - int(abs(value))
-            if rejected > 0:
+            rejected = frames - int(abs(value)) - int(gated)
+            if rejected > 0 and not still:
                 self._outbox.post(
                     FramesRejected(
                         step=facts.step, stream=stream, frames=rejected, reason="nonfinite"
@@ -83,14 +97,16 @@ class Ledger:
             if value > 0:
                 self.last_update[row] = now
                 updated.append(stream)
-        self._rejected_in_a_row = 0 if updated else self._rejected_in_a_row + 1
+        quiet = bool(updated) or any(held)
+        self._rejected_in_a_row = 0 if quiet else self._rejected_in_a_row + 1
         if self._rejected_in_a_row >= _REJECTIONS_IN_A_ROW:
             self.trouble["rejected"] = (
                 f"no frame was usable in the last {self._rejected_in_a_row} batches"
             )
         else:
             self.trouble.pop("rejected", None)
-        self._complete(facts, "updated" if updated else "rejected", tuple(updated))
+        outcome: Outcome = "updated" if updated else "held" if all(held) else "rejected"
+        self._complete(facts, outcome, tuple(updated))
 
     def _complete(self, facts: StepFacts, outcome: Outcome, updated: tuple[Hashable, ...]) -> None:
         inference, update = facts.watch.seconds()

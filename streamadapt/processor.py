@@ -15,10 +15,12 @@ from streamadapt.alignment import Coral
 from streamadapt.alignment.features import FeatureMoments
 from streamadapt.arguments import check_at_least_one, check_choice, check_types
 from streamadapt.describe import Description, Status, describe_layers
-from streamadapt.drift import Drift
+from streamadapt.drift import Alarms, Drift
 from streamadapt.errors import ConfigurationError
 from streamadapt.estimators import Estimator, Restarting
 from streamadapt.estimators.base import Timing
+from streamadapt.guard import Guard
+from streamadapt.guarding import Guarded
 from streamadapt.journal import Journal
 from streamadapt.moments import Moments
 from streamadapt.outbox import EventHandler
@@ -29,6 +31,8 @@ from streamadapt.stepping import Call, Stepper
 from streamadapt.streams import DEFAULT_STREAM, WhenFull
 from streamadapt.taps import fingerprint_of, take_inventory
 from streamadapt.taps.inventory import LayerFilter
+
+_ALARMS = Alarms()
 
 
 class StreamProcessor:
@@ -68,6 +72,11 @@ class StreamProcessor:
         class_scores: the model's `[frames, classes]` output is class scores, by which settling can
             be judged (see `SettlingRefused`). Say False for embeddings and regressions. Outputs of
             other shapes are never judged.
+        alarms: how drift is watched for, by default with one false alarm a camera and month; None:
+            not at all.
+        guard: keeps out frames that are no picture, and takes back what hurts; None: nothing does.
+        domains: so many worlds of each stream are remembered, with an estimator that settles, as
+            the default does; 0: none.
         clock: seconds; the camera time of frames without `pts_seconds`.
 
     Raises:
@@ -105,6 +114,9 @@ class StreamProcessor:
         alignment: Coral | None = None,
         journal: str | os.PathLike[str] | Journal | None = None,
         class_scores: bool = True,
+        alarms: Alarms | None = _ALARMS,
+        guard: Guard | None = None,
+        domains: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         estimator = Restarting() if estimator is None else estimator
@@ -150,6 +162,10 @@ class StreamProcessor:
             journal=journal,
             profile=profile,
             class_scores=class_scores,
+            alarms=alarms,
+            guard=guard,
+            domains=domains,
+            clock=clock,
         )
         self._stepper = Stepper(self._runtime, shadow_every=shadow_every, clock=clock)
 
@@ -160,6 +176,7 @@ class StreamProcessor:
         streams: Hashable | Sequence[Hashable] | None = None,
         pts_seconds: float | Sequence[float] | None = None,
         valid: int | None = None,
+        ids: Sequence[Hashable | None] | None = None,
         forward_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -174,6 +191,8 @@ class StreamProcessor:
             valid: the first so many frames of the batch are real; those behind them fill it up to
                 a fixed size. They are answered, and nothing is learned from them. `streams` and
                 `pts_seconds` may leave them out. None: all are real.
+            ids: what frames are called when labels come for them, see `reveal`; one entry a frame,
+                None for those that will have none.
             forward_kwargs: keyword arguments for the model whose names are taken here.
             **kwargs: keyword arguments for the model.
 
@@ -181,15 +200,17 @@ class StreamProcessor:
             What the model returns.
 
         Raises:
-            StreamError: `streams`, `pts_seconds` or `valid` does not fit. Before the forward,
-                with nothing changed; only that a layer cannot be mapped to frames is found out
-                inside it.
+            StreamError: `streams`, `pts_seconds`, `valid` or `ids` do not fit. Before the
+                forward, with nothing changed; only that a layer cannot be mapped to frames is found
+                out inside it.
             ModelStateError: a BatchNorm layer is in training mode, or the processor is unwrapped.
             ConcurrencyError: called from inside a step of this processor.
         """
         kwargs.update(forward_kwargs or {})
         call = Call(frames, args, kwargs)
-        return self._stepper.run(call, streams=streams, pts_seconds=pts_seconds, valid=valid)
+        return self._stepper.run(
+            call, streams=streams, pts_seconds=pts_seconds, valid=valid, ids=ids
+        )
 
     # State -------------------------------------------------------------------------------------
 
@@ -259,7 +280,64 @@ class StreamProcessor:
                 state = saved.select(streams)
                 with runtime.state_lock:
                     runtime.engine.restore(runtime.rows(streams), state)
+            runtime.guard.released(runtime.rows(streams))
             runtime.post(ev.RolledBack(step=runtime.steps, to=name, streams=streams, reason=reason))
+
+    def reveal(self, ids: Sequence[Hashable], labels: Sequence[int]) -> int:
+        """Tell the guard which classes were right, for frames that went in with `ids`.
+
+        Such frames are answered on the source's statistics too, when they go through. Eight labels
+        of a stream outrank whatever the guard estimates without them. The latest 4096 frames with
+        an id are remembered.
+
+        Args:
+            ids: of frames.
+            labels: the right class of each.
+
+        Returns:
+            How many of them were still known.
+
+        Raises:
+            ConfigurationError: there is no guard, or not as many labels as ids.
+        """
+        runtime = self._runtime
+        if len(ids) != len(labels):
+            raise ConfigurationError(
+                f"`reveal` needs a label for each id, got {len(ids)} ids and {len(labels)} labels."
+            )
+        with runtime.step_lock.change():
+            runtime.require_open()
+            with runtime.state_lock:
+                known = runtime.guard.reveal(runtime.steps, ids, [int(one) for one in labels])
+            runtime.outbox.deliver()
+            return known
+
+    def remember(self, name: str, *, stream: Hashable | None = None) -> None:
+        """Keep a stream's present domain under a name, to be recognised when it comes back.
+
+        Domains that are not named are learned when the stream leaves them.
+
+        Raises:
+            ConfigurationError: the processor remembers no domains.
+            StreamError: unknown stream, or several and none named.
+        """
+        runtime = self._runtime
+        with runtime.step_lock.change():
+            runtime.prepare()
+            with runtime.state_lock:
+                row, shown = runtime.row(stream), runtime.streams.resolve(stream)
+                runtime.domains.remember(runtime.steps, shown, row, name)
+            runtime.outbox.deliver()
+
+    def domains(self, stream: Hashable | None = None) -> tuple[str, ...]:
+        """Names of the domains that a stream knows.
+
+        Raises:
+            StreamError: unknown stream, or several and none named.
+        """
+        runtime = self._runtime
+        with runtime.state_lock:
+            return runtime.domains.names(runtime.row(stream))
 
     def freeze(self) -> None:
         """Stop updating; outputs go on with the statistics as they are.
@@ -333,6 +411,7 @@ class StreamProcessor:
                 with runtime.state_lock:
                     runtime.readouts.flush()
                     runtime.engine.close()
+                    runtime.drift.close()
                     runtime.closed = True
                 runtime.post(ev.Unwrapped(step=runtime.steps))
                 if runtime.recorder is not None:
@@ -381,7 +460,9 @@ class StreamProcessor:
             return runtime.engine.feature_moments(runtime.row(stream))
 
     def drift(self, stream: Hashable | None = None) -> Drift:
-        """How far a stream's statistics lie from the source. Waits for the device.
+        """How far a stream's statistics, and what it shows, lie from the source.
+
+        Waits for the device.
 
         Raises:
             StreamError: unknown stream, or several and none named.
@@ -389,10 +470,21 @@ class StreamProcessor:
         runtime = self._runtime
         with runtime.state_lock:
             runtime.require_open()
-            values = runtime.engine.distances(runtime.row(stream)).tolist()
+            row = runtime.row(stream)
+            values = runtime.engine.distances(row).tolist()
+            seen = runtime.drift.scores(row)
             shown = runtime.streams.resolve(stream) if runtime.streams.streams else DEFAULT_STREAM
         names = [layer.name for layer in runtime.engine.layers]
-        return Drift(shown, dict(zip(names, values, strict=True)), sum(values) / len(values))
+        return Drift(
+            stream=shown,
+            layers=dict(zip(names, values, strict=True)),
+            overall=sum(values) / len(values),
+            observed=dict(zip(names, seen.observed, strict=False)),
+            observed_deviations=dict(zip(names, seen.observed_deviations, strict=False)),
+            scores=dict(seen.scores),
+            deviations=dict(seen.deviations),
+            calibrated=seen.calibrated,
+        )
 
     def phase(self, stream: Hashable | None = None) -> ev.Phase | None:
         """What the estimator is doing with a stream, as `PhaseChanged` told it last.
@@ -406,6 +498,16 @@ class StreamProcessor:
         runtime = self._runtime
         with runtime.state_lock:
             return runtime.phases.of(runtime.row(stream))
+
+    def guarded(self, stream: Hashable | None = None) -> Guarded | None:
+        """What the guard knows of a stream; None without a guard.
+
+        Raises:
+            StreamError: unknown stream, or several and none named.
+        """
+        runtime = self._runtime
+        with runtime.state_lock:
+            return runtime.guard.of(runtime.row(stream))
 
     def adapted_model(self, stream: Hashable | None = None) -> nn.Module:
         """A plain copy of the model with a stream's statistics baked in; compact, without taps.
@@ -475,7 +577,7 @@ class StreamProcessor:
         runtime = self._runtime
         with runtime.state_lock:
             ages = [runtime.ledger.age_seconds(row) for row in runtime.ledger.last_update]
-            reasons = tuple(runtime.ledger.trouble.values())
+            reasons = (*runtime.ledger.trouble.values(), *runtime.guard.reasons)
         if runtime.closed:
             reasons = (*reasons, "unwrapped")
         known = [age for age in ages if age is not None]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable
+import time
+from collections.abc import Callable, Hashable, Iterable
 from typing import Literal
 
 from torch import nn
 
 from streamadapt.alignment import Coral
 from streamadapt.alignment.head import AlignedHead
+from streamadapt.domains import DomainBook
+from streamadapt.drift.alarms import Alarms
 from streamadapt.engine import AdaptationEngine
 from streamadapt.errors import ModelStateError
 from streamadapt.estimators import Estimator, Frozen
@@ -17,11 +20,14 @@ from streamadapt.estimators.base import Timing
 from streamadapt.events import (
     BuffersRebound,
     Event,
+    Phase,
     SnapshotDropped,
     SourceReplaced,
     StreamAdmitted,
     StreamDropped,
 )
+from streamadapt.guard.settings import Guard
+from streamadapt.guarding import GuardBook
 from streamadapt.journal import Journal, Recorder
 from streamadapt.ledger import Ledger
 from streamadapt.outbox import EventHandler, Outbox
@@ -32,6 +38,7 @@ from streamadapt.snapshots import SnapshotRing
 from streamadapt.steplock import StepLock
 from streamadapt.streams import DEFAULT_STREAM, Admission, StreamRows, WhenFull
 from streamadapt.taps import Inventory
+from streamadapt.watching import DriftBook
 
 Mode = Literal["adapt", "shadow"]
 
@@ -61,6 +68,10 @@ class Runtime:
         journal: Journal | None = None,
         profile: SourceProfile | None = None,
         class_scores: bool = True,
+        alarms: Alarms | None = None,
+        guard: Guard | None = None,
+        domains: int = 0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.model = model
         self.profile = profile
@@ -83,8 +94,30 @@ class Runtime:
         self.outbox = Outbox(on_event)
         self.readouts = Readouts()
         self.ledger = Ledger(self.outbox, self.readouts)
-        self.phases = PhaseBook(self.outbox, self.readouts, judges=class_scores)
-        self.engine.on_displaced = self.phases.forget
+        self.drift = DriftBook(
+            None if self.never_updates else alarms,
+            outbox=self.outbox,
+            readouts=self.readouts,
+            layers=len(inventory.layers),
+            clock=clock,
+        )
+        self.phases = PhaseBook(
+            self.outbox,
+            self.readouts,
+            judges=class_scores,
+            on_change=self._phase_changed,
+        )
+        self.guard = GuardBook(
+            None if self.never_updates else guard,
+            engine=self.engine,
+            outbox=self.outbox,
+            readouts=self.readouts,
+            phase_of=self.phases.of,
+        )
+        self.domains = DomainBook(
+            domains, engine=self.engine, outbox=self.outbox, readouts=self.readouts
+        )
+        self.engine.on_displaced = self._displaced
         self.recorder = (
             None
             if journal is None
@@ -103,6 +136,19 @@ class Runtime:
         self.closed = False
         self.steps = 0
         self.newest_pts: dict[int, float] = {}
+
+    def _displaced(self, rows: Iterable[int]) -> None:
+        rows = list(rows)
+        self.phases.forget(rows)
+        self.drift.forget(rows)
+        self.guard.displaced(rows)
+
+    def _phase_changed(
+        self, step: int, stream: Hashable, row: int, before: Phase | None, now: Phase
+    ) -> None:
+        self.drift.phase_changed(step, stream, row, before, now)
+        self.guard.phase_changed(row, now)
+        self.domains.phase_changed(step, stream, row, before, now)
 
     @property
     def updating(self) -> bool:
@@ -138,6 +184,7 @@ class Runtime:
             )
             return
         self.profile = None  # it was of the source that is gone
+        self.domains.forget(range(self.max_streams))  # and so were they
         dropped = self.snapshots.clear()
         for name in dropped:
             self.outbox.post(SnapshotDropped(step=self.steps, name=name, reason="source_replaced"))
@@ -161,6 +208,8 @@ class Runtime:
             self.streams.apply(admission)
             if fresh:
                 self.engine.reset(fresh)
+                self.guard.owners_changed(fresh)
+                self.domains.forget(fresh)
 
         def undo() -> None:
             with self.state_lock:

@@ -27,14 +27,23 @@ class PhaseBook:
         outbox: where changes are told.
         readouts: brings phases to the host.
         judges: compare the answers of rows that are settling with the source's.
+        on_change: called with step, stream, row, the phase before and the phase now.
 
     Attributes:
         check: of the answers of rows that are settling.
     """
 
-    def __init__(self, outbox: Outbox, readouts: Readouts, *, judges: bool) -> None:
+    def __init__(
+        self,
+        outbox: Outbox,
+        readouts: Readouts,
+        *,
+        judges: bool,
+        on_change: Callable[[int, Hashable, int, Phase | None, Phase], None],
+    ) -> None:
         self._outbox = outbox
         self._readouts = readouts
+        self._on_change = on_change
         self._phases: dict[int, Phase] = {}
         self.check = AnswersCheck(on=judges)
 
@@ -53,6 +62,7 @@ class PhaseBook:
                     self._outbox.post(
                         PhaseChanged(step=step, stream=stream, before=before, phase=now)
                     )
+                    self._on_change(step, stream, row, before, now)
 
         self._readouts.submit(phase, receive)
 

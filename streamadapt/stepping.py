@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from streamadapt.batch import (
     batch_size,
     camera_time,
+    frame_ids,
     frames_by_stream,
     padded,
     real_frames,
@@ -23,6 +25,7 @@ from streamadapt.engine import Committed
 from streamadapt.errors import one_line
 from streamadapt.events import (
     ForwardFailed,
+    GuardFailed,
     LayersUnobserved,
     Outcome,
     SettlingFailed,
@@ -33,6 +36,7 @@ from streamadapt.events import (
     UpdateFailed,
     UpdateRefused,
 )
+from streamadapt.guarding import Comparing
 from streamadapt.journal import RecordedStep
 from streamadapt.ledger import StepFacts
 from streamadapt.readout import Stopwatch
@@ -81,6 +85,7 @@ class Stepper:
         streams: Hashable | Sequence[Hashable] | None,
         pts_seconds: float | Sequence[float] | None,
         valid: int | None = None,
+        ids: Sequence[Hashable | None] | None = None,
     ) -> Any:
         """A whole step; see `StreamProcessor.__call__`."""
         runtime = self._runtime
@@ -89,10 +94,11 @@ class Stepper:
             runtime.engine.check_mode()
             entries = batch_size(call.frames)
             real = real_frames(valid, entries)
-            ids: Sequence[Hashable] = (DEFAULT_STREAM,)
+            names: Sequence[Hashable] = (DEFAULT_STREAM,)
             if streams is not None:
-                ids = stream_ids(streams, entries, real)
-            admission = runtime.streams.plan(() if real == 0 else ids)
+                names = stream_ids(streams, entries, real)
+            known_by = frame_ids(ids, entries, real)
+            admission = runtime.streams.plan(() if real == 0 else names)
             elapsed, newest = camera_time(
                 pts_seconds,
                 admission,
@@ -106,9 +112,14 @@ class Stepper:
                 None if len(admission.rows) < 2 else padded(admission.entries, entries),
                 elapsed,
                 None if real == entries else real,
+                entries,
+                ids=known_by,
             )
             watch = Stopwatch(runtime.engine.device)
+            frames = frames_by_stream(admission, real)
             undo = runtime.admit(admission)
+            if runtime.updating and where.rows:
+                where = self._guarded(call, where, frames)
             try:
                 output, step = self._forward(call, where, entries, watch)
             except BaseException as error:
@@ -118,11 +129,17 @@ class Stepper:
             runtime.announce(admission)
             runtime.newest_pts.update(newest)
             outcome, committed = self._outcome(step, where)
-            frames = frames_by_stream(admission, real)
+            if committed is not None and committed.distances is not None:
+                with runtime.state_lock:
+                    runtime.drift.read(
+                        runtime.steps, admission.streams, where.rows, committed.distances
+                    )
+            if committed is not None and runtime.mode == "adapt":
+                self._guard(call, where, admission.streams, output)
             facts = RecordedStep(runtime.steps, frames, where, newest, outcome)
             self._record(facts, committed, output)
             if committed is not None and committed.phase is not None:
-                again, settled = self._settle(call, where, step, committed, admission.streams)
+                again, settled = self._settle(call, where, step, committed, frames)
                 if settled is not None:
                     self._record(replace(facts, settling=True), settled, again)
                     if runtime.timing == "synchronous" and runtime.mode == "adapt":
@@ -131,11 +148,50 @@ class Stepper:
             with runtime.state_lock:
                 verdict = None if committed is None else committed.verdict
                 runtime.ledger.settle(
-                    StepFacts(runtime.steps, frames, admission.rows, watch), outcome, verdict
+                    StepFacts(runtime.steps, frames, admission.rows, watch, where.held),
+                    outcome,
+                    verdict,
+                    where.gated,
                 )
             runtime.steps += 1
             runtime.outbox.deliver()
             return output
+
+    def _guarded(self, call: Call, where: StepRows, frames: Mapping[Hashable, int]) -> StepRows:
+        """The step's rows, and what the guard keeps from them."""
+        runtime = self._runtime
+        try:
+            with runtime.state_lock:
+                runtime.domains.act(runtime.steps)
+                runtime.guard.act(runtime.steps)
+                return runtime.guard.admit(runtime.steps, call.frames, frames, where)
+        except Exception as error:
+            if not runtime.ledger.trouble.get("guard"):
+                log.exception("the guard failed; steps go on without it")
+            runtime.ledger.trouble["guard"] = f"the guard failed: {one_line(error)}"
+            runtime.outbox.post(GuardFailed(step=runtime.steps, error=one_line(error)))
+            return where
+
+    def _guard(self, call: Call, where: StepRows, streams: Sequence[Hashable], output: Any) -> None:
+        """Let the guard look at the answers, and run the model again on some of the frames."""
+        runtime = self._runtime
+        device = runtime.engine.device
+
+        def forward(frames: Any, part: StepRows) -> Any:
+            with (
+                runtime.step_lock.forward(),
+                torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+                torch.no_grad(),
+                runtime.engine.armed(part, entries=part.batch, observe=False, source=True),
+            ):
+                return replace(call, frames=frames)(runtime)
+
+        others = pytree.tree_leaves((call.args, call.kwargs))
+        divisible = isinstance(call.frames, Tensor) and not any(
+            isinstance(one, Tensor) for one in others
+        )
+        now = Comparing(runtime.steps, streams, where, call.frames, output, forward, divisible)
+        runtime.guard.watch(now)
 
     def _record(self, facts: RecordedStep, committed: Committed | None, output: Any) -> None:
         """Put a commit into the journal, before the next one changes the rows."""
@@ -198,6 +254,8 @@ class Stepper:
 
         if compared is not None:
             runtime.readouts.submit(compared, receive)
+        streams = tuple(runtime.streams.name(row) for row in where.rows)
+        runtime.guard.compare(number, streams, where, output, source_output)
         return step
 
     def _outcome(self, step: Step | None, where: StepRows) -> tuple[Outcome, Committed | None]:
@@ -216,7 +274,8 @@ class Stepper:
         trouble.pop("unobserved", None)
         try:
             with runtime.state_lock:
-                committed = runtime.engine.commit(step, where)
+                looks = runtime.drift.due(where.rows, where.elapsed_seconds)
+                committed = runtime.engine.commit(step, where, distances=looks)
         except Exception as error:
             log.exception("the update failed; the statistics are unchanged")
             trouble["update"] = f"the update failed: {one_line(error)}"
@@ -231,14 +290,18 @@ class Stepper:
         where: StepRows,
         step: Step | None,
         committed: Committed,
-        streams: Sequence[Hashable],
+        frames: Mapping[Hashable, int],
     ) -> tuple[Any, Committed | None]:
         """A settling pass over the step's frames, where a row is due; its output and commit."""
         runtime, number = self._runtime, self._runtime.steps
         book, trouble = runtime.phases, runtime.ledger.trouble
+        streams, counts = tuple(frames), tuple(frames.values())
         assert committed.phase is not None and step is not None and step.entries is not None
         with runtime.state_lock:
             book.read(number, streams, where.rows, committed.phase)
+            if runtime.domains.on:
+                for row, count in zip(where.rows, counts, strict=True):
+                    runtime.domains.follow(row, book.of(row), count)
         due = book.due(where.rows)
         if not any(due):
             return None, None
@@ -265,15 +328,14 @@ class Stepper:
                 streams=tuple(s for s, one in zip(streams, due, strict=True) if one),
             )
         )
-        named = tuple(streams)
 
         def receive(verdict: Tensor) -> None:
-            for stream, frames in zip(named, verdict.tolist(), strict=True):
+            for stream, frames in zip(streams, verdict.tolist(), strict=True):
                 if frames < 0:
                     runtime.outbox.post(UpdateRefused(step=number, stream=stream))
 
         def judge(healthy: Tensor) -> None:
-            for stream, sound in zip(named, healthy.flatten().tolist(), strict=True):
+            for stream, sound in zip(streams, healthy.flatten().tolist(), strict=True):
                 if not sound:
                     runtime.outbox.post(SettlingRefused(step=number, stream=stream))
 
@@ -282,6 +344,7 @@ class Stepper:
             runtime.readouts.submit(settled.verdict, receive)
             if settled.healthy is not None:
                 runtime.readouts.submit(settled.healthy, judge)
+            runtime.domains.compare(number, streams, where.rows, due)
             book.read(number, streams, where.rows, settled.phase)
         return output, settled
 

@@ -101,6 +101,10 @@ class StreamRows:
         """
         return self._rows[self.resolve(stream)]
 
+    def name(self, row: int) -> Hashable:
+        """The stream that owns a row."""
+        return next(stream for stream, own in self._rows.items() if own == row)
+
     def resolve(self, stream: Hashable | None) -> Hashable:
         """The stream meant by `stream`: None is the only one, or the default one."""
         if stream is None:

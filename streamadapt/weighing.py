@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,12 +25,22 @@ class StepRows:
         entries: index into `rows` for each batch entry; None when there is one row.
         elapsed_seconds: camera time since each row's previous frames.
         valid: the first so many entries are frames, the rest is padding; None: all are.
+        batch: how many entries; None where that cannot be told.
+        quality: `[entries]` float64, 0 for frames that are no picture; None: all are.
+        gated: `[rows]`, how many are not.
+        held: which of `rows` are not to be changed; None: none.
+        ids: what each frame may be known by later; None: none may.
     """
 
     rows: Sequence[int]
     entries: Sequence[int] | None
     elapsed_seconds: Sequence[float]
     valid: int | None = None
+    batch: int | None = None
+    quality: Tensor | None = None
+    gated: Tensor | None = None
+    held: tuple[bool, ...] | None = None
+    ids: Sequence[Hashable | None] | None = None
 
 
 class FrameWeighing:
@@ -55,6 +65,8 @@ class FrameWeighing:
         if where.valid is not None:
             weights = weights.clone()
             weights[:, where.valid :] = 0.0
+        if where.quality is not None:
+            weights = weights * where.quality
         if settling is not None and settling.weights is not None:
             weights = weights * settling.weights
         return weights
@@ -67,6 +79,13 @@ class FrameWeighing:
         weights = torch.zeros(len(where.rows), entries, dtype=torch.float64)
         weights[torch.tensor(where.entries), torch.arange(entries)] = 1.0
         return upload(weights, self._device)
+
+    def accepted(self, where: StepRows, frames: Tensor) -> Tensor:
+        """How many of `frames`, `[rows, 1]`, may change a row: none where it is held."""
+        if where.held is None:
+            return frames
+        free = torch.tensor([not one for one in where.held], dtype=torch.float64)
+        return frames * upload(free.unsqueeze(1), self._device)
 
     def trust(
         self, observed: FrameMoments, weights: Tensor, state: State, settling: Settling | None

@@ -1,6 +1,7 @@
 """How far the world has moved, and detectors that say when."""
 
 from streamadapt.drift.adwin import ADWIN as ADWIN
+from streamadapt.drift.alarms import Alarms as Alarms
 from streamadapt.drift.autoregression import AutoRegression as AutoRegression
 from streamadapt.drift.calibrated import CalibratedDetector as CalibratedDetector
 from streamadapt.drift.cusum import CUSUM as CUSUM
@@ -17,6 +18,7 @@ from streamadapt.moments import location_scale_distance as location_scale_distan
 __all__ = [
     "ADWIN",
     "CUSUM",
+    "Alarms",
     "AutoRegression",
     "CalibratedDetector",
     "Detector",

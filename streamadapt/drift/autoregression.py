@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from streamadapt.errors import ConfigurationError
 
@@ -113,23 +114,15 @@ class AutoRegression:
 
     def simulated(self, series: int, steps: int, rng: np.random.Generator) -> Array:
         """Series that the model could have shown, `[steps, series]`, residuals drawn anew."""
-        order = self.order
-        memory = 1.0 / max(1.0 - float(self.phi.sum()), 1e-3)
-        first = order + min(int(10 * memory), 5000)
-        drawn = rng.integers(len(self.residuals), size=(first + steps, series))
-        out = self.residuals[drawn] * self.innovation
-        for step in range(order, first + steps):
-            for lag in range(1, order + 1):
-                out[step] += self.phi[lag - 1] * out[step - lag]
-        return out[first:] + self.mean
+        simulation = Simulation(self, series, rng)
+        simulation.drawn(simulation.settling_steps)
+        return simulation.drawn(steps)
 
-    def refitted(self, series: Array) -> Self:
+    def refitted(self, series: Array) -> AutoRegression:
         """Models of the same order from other references, `[steps, series]`."""
-        mean, deviation = _standard(series.T)
-        phi, innovation = _yule_walker(series.T - mean[:, None], self.order, deviation)
-        return type(self)(
-            mean, deviation, phi, innovation, np.empty(0), self.logarithmic, self.effective
-        )
+        moments = LaggedMoments(self)
+        moments.add(series)
+        return moments.fitted()
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values; the residuals, which only serve to simulate, are left out."""
@@ -163,6 +156,103 @@ class AutoRegression:
         return f"AutoRegression(order={self.order}, effective={self.effective:.0f})"
 
 
+class Simulation:
+    """Series that a model could have shown, a stretch at a time.
+
+    They begin at the mean; after `settling_steps` they wander as they always do.
+
+    Args:
+        model: with residuals, which are drawn anew.
+        series: how many.
+        rng: of the residuals.
+        dtype: of the values.
+    """
+
+    def __init__(
+        self,
+        model: AutoRegression,
+        series: int,
+        rng: np.random.Generator,
+        dtype: DTypeLike = np.float64,
+    ) -> None:
+        memory = 1.0 / max(1.0 - float(model.phi.sum()), 1e-3)
+        self.settling_steps = min(int(10 * memory), 5000)
+        self._rng = rng
+        self._mean, self._phi = model.mean.astype(dtype), model.phi.astype(dtype)
+        self._innovations = (model.residuals * model.innovation).astype(dtype)
+        self._past = np.zeros((model.order, series), dtype)  # deviations, the oldest first
+
+    def drawn(self, steps: int) -> Array:
+        """The next values, `[steps, series]`."""
+        order, series = self._past.shape
+        # Indices of 32 bits cost half as much as those of 64.
+        indices = self._rng.integers(len(self._innovations), size=(steps, series), dtype=np.uint32)
+        out = np.concatenate([self._past, self._innovations.take(indices)])
+        carried = np.empty_like(out[0])
+        for step in range(order, order + steps):
+            for lag in range(1, order + 1):
+                np.multiply(out[step - lag], self._phi[lag - 1], out=carried)
+                out[step] += carried
+        self._past = out[steps:]
+        values: Array = out[order:] + self._mean
+        return values
+
+    def slices(self, steps: int, *, longest: int) -> Iterator[Array]:
+        """The next values, so many steps at a time."""
+        for begin in range(0, steps, longest):
+            yield self.drawn(min(longest, steps - begin))
+
+
+class LaggedMoments:
+    """What models of as many series are fitted from, collected a slice at a time.
+
+    Sums of products of deviations from the mean of `model`: of series of that model they do not
+    cancel, as those of raw values may.
+    """
+
+    def __init__(self, model: AutoRegression) -> None:
+        self._model = model
+        self._steps = 0
+
+    def add(self, series: Array) -> None:
+        """The next values, `[steps, series]`."""
+        order = self._model.order
+        deviations = series - self._model.mean.astype(series.dtype)
+        if not self._steps:
+            self._first = np.zeros((0, deviations.shape[1]))
+            self._last = deviations[:0]
+            self._sum = np.zeros(deviations.shape[1])
+            self._products = np.zeros((order + 1, deviations.shape[1]))
+        new = len(deviations)
+        whole = np.concatenate([self._last, deviations])
+        for lag in range(order + 1):
+            now = whole[max(len(whole) - new, lag) :]
+            before = whole[len(whole) - len(now) - lag : len(whole) - lag]
+            self._products[lag] += np.einsum("ts,ts->s", now, before)
+        self._sum += deviations.sum(axis=0)
+        self._first = np.concatenate([self._first, deviations[: order - len(self._first)]])
+        self._last = whole[len(whole) - min(order, len(whole)) :]
+        self._steps += new
+
+    def fitted(self) -> AutoRegression:
+        """A model of each series, of the order of the one they were made from."""
+        model, steps = self._model, self._steps
+        mean = self._sum / steps
+        covariance = np.empty((len(mean), model.order + 1))
+        for lag in range(model.order + 1):
+            late = self._sum - self._first[:lag].sum(axis=0)
+            early = self._sum - self._last[len(self._last) - lag :].sum(axis=0)
+            total = self._products[lag] - mean * (late + early) + (steps - lag) * mean**2
+            covariance[:, lag] = total / steps
+        mean += model.mean
+        deviation = np.sqrt(np.maximum(covariance[:, 0], 0.0))
+        deviation = np.maximum(deviation, _LEAST_DEVIATION * (1.0 + np.abs(mean)))
+        phi, innovation = _solved(covariance, model.order, deviation)
+        return AutoRegression(
+            mean, deviation, phi, innovation, np.empty(0), model.logarithmic, model.effective
+        )
+
+
 def _standard(series: Array) -> tuple[Array, Array]:
     mean, deviation = series.mean(axis=1), series.std(axis=1)
     return mean, np.maximum(deviation, _LEAST_DEVIATION * (1.0 + np.abs(mean)))
@@ -175,12 +265,18 @@ def _yule_walker(centred: Array, order: int, deviation: Array) -> tuple[Array, A
         [(centred[:, lag:] * centred[:, : steps - lag]).sum(1) / steps for lag in range(order + 1)],
         axis=1,
     )
+    return _solved(covariance, order, deviation)
+
+
+def _solved(covariance: Array, order: int, deviation: Array) -> tuple[Array, Array]:
+    """From covariances by lag, `[series, order + 1]`."""
     covariance[:, 0] = deviation**2
     places = np.arange(order)
     matrix = covariance[:, np.abs(places[:, None] - places)]
-    phi = np.linalg.solve(matrix, covariance[:, 1:, None])[..., 0]
+    phi: Array = np.linalg.solve(matrix, covariance[:, 1:, None])[..., 0].astype(np.float64)
     variance = covariance[:, 0] - (phi * covariance[:, 1:]).sum(axis=1)
-    return phi, np.sqrt(np.maximum(variance, (_LEAST_DEVIATION * deviation) ** 2))
+    innovation: Array = np.sqrt(np.maximum(variance, (_LEAST_DEVIATION * deviation) ** 2))
+    return phi, innovation
 
 
 def _order(centred: Array, deviation: Array) -> int:

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any, Self
+from collections.abc import Callable, Generator
+from typing import Any, Self, TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from streamadapt.drift.autoregression import AutoRegression
+from streamadapt.drift.autoregression import AutoRegression, LaggedMoments, Simulation
 from streamadapt.drift.detector import Detector
 from streamadapt.errors import ConfigurationError
 
 Array = NDArray[np.float64]
 Evidence = dict[str, Array]
 """What a test remembers, arrays with the series in the last dimension."""
+Series = NDArray[np.bool_] | slice
+"""Some of them."""
+
+EVERY = slice(None)
+T = TypeVar("T")
 
 _SERIES = 256
+_SLICE_STEPS = 64  # over one more than the order
 _LONGEST_STEPS = 10_000
 _LEAST_STEPS = 2_000
 _BLOCKS = 8  # a series is cut in so many, whose largest statistics are ranked
@@ -39,6 +46,8 @@ class CalibratedDetector(Detector):
         expected_run_steps: mean number of steps between false alarms.
         threshold: of the statistic, for who knows better; None: from the bootstrap.
         seed: of the bootstrap.
+        pause: called after every millisecond or so of the bootstrap, where others need the
+            processor too; `PatientExecutor` fills it in.
 
     Raises:
         ConfigurationError: a run time that is not above 1.
@@ -51,6 +60,7 @@ class CalibratedDetector(Detector):
         expected_run_steps: float,
         threshold: float | None = None,
         seed: int = 0,
+        pause: Callable[[], None] | None = None,
     ) -> None:
         if not (expected_run_steps > 1.0 and math.isfinite(expected_run_steps)):
             raise ConfigurationError(
@@ -60,7 +70,8 @@ class CalibratedDetector(Detector):
         self._model = model
         self.calibrated = model.calibrated and threshold is None
         if threshold is None:
-            self.threshold, self.warning_threshold = self._thresholds(np.random.default_rng(seed))
+            search = self._search(np.random.default_rng(seed))
+            self.threshold, self.warning_threshold = _result(search, pause)
         else:
             self.threshold, self.warning_threshold = threshold, _NEAR * threshold
         self.reset()
@@ -79,15 +90,20 @@ class CalibratedDetector(Detector):
         return cls(model, expected_run_steps=expected_run_steps, seed=seed)
 
     @abstractmethod
-    def _begin(self, model: AutoRegression, series: int) -> Evidence:
+    def _begin(self, model: AutoRegression, series: int, dtype: DTypeLike = np.float64) -> Evidence:
         """No evidence yet."""
 
     @abstractmethod
+    def _sweep(self, model: AutoRegression, evidence: Evidence, values: Array) -> Array:
+        """The statistic with each of the next values, `[steps, series]`; changes `evidence`."""
+
     def _take(self, model: AutoRegression, evidence: Evidence, values: Array) -> Array:
         """The statistic with the next values of all series, `[series]`; changes `evidence`."""
+        statistic: Array = self._sweep(model, evidence, values[None])[0]
+        return statistic
 
     @abstractmethod
-    def _forget(self, evidence: Evidence) -> None:
+    def _forget(self, evidence: Evidence, series: Series = EVERY) -> None:
         """Drop the evidence for a change; what happened stays."""
 
     def update(self, value: float) -> None:
@@ -101,6 +117,11 @@ class CalibratedDetector(Detector):
         self.warning = not self.drift_detected and statistic > self.warning_threshold
         if self.drift_detected:
             self._forget(self._evidence)
+
+    def deviation(self, value: float) -> float:
+        """How many standard deviations a value lies above the reference's mean, as it is taken."""
+        taken = float(self._model.transformed([value])[0])
+        return (taken - float(self._model.mean)) / float(self._model.deviation)
 
     def reset(self) -> None:
         """Forget the evidence and the past values."""
@@ -135,21 +156,29 @@ class CalibratedDetector(Detector):
         self.drift_detected, self.warning = bool(state["drift_detected"]), bool(state["warning"])
         self._evidence = {name: np.asarray(one) for name, one in state["evidence"].items()}
 
-    def _thresholds(self, rng: np.random.Generator) -> tuple[float, float]:
-        model = self._model
-        run = self.expected_run_steps
+    def _search(self, rng: np.random.Generator) -> Generator[None, None, tuple[float, float]]:
+        """Finds the threshold and the one of warnings, in slices of about a millisecond."""
+        model, run = self._model, self.expected_run_steps
+        known = max(len(model.residuals), 1)
         steps = int(min(max(run, _LEAST_STEPS), _LONGEST_STEPS))
-        known = max(len(model.residuals) + model.order, 1)
-        series = model.simulated(_SERIES, known + steps, rng)
-        own = model.refitted(series[:known])
-        evidence = self._begin(own, _SERIES)
-        for values in series[known - model.order : known]:
-            self._take(own, evidence, values)
+        longest = max(_SLICE_STEPS // (model.order + 1), 4)
+        simulation = Simulation(model, _SERIES, rng, np.float32)
+        for _ in simulation.slices(simulation.settling_steps, longest=longest):
+            yield
+        moments = LaggedMoments(model)
+        for values in simulation.slices(known, longest=longest):
+            moments.add(values)
+            yield
+        own = moments.fitted()
+        evidence = self._begin(own, _SERIES, np.float32)
+        self._sweep(own, evidence, simulation.drawn(model.order))  # what past values are for
         self._forget(evidence)
-        largest = np.full((_BLOCKS, _SERIES), -np.inf)
-        for step, values in enumerate(series[known:]):
-            block = largest[step * _BLOCKS // steps]
-            np.maximum(block, self._take(own, evidence, values), out=block)
+        largest, seen = np.full((_BLOCKS, _SERIES), -np.inf), 0
+        for values in simulation.slices(steps, longest=longest):
+            block = largest[seen * _BLOCKS // steps]
+            np.maximum(block, self._sweep(own, evidence, values).max(axis=0), out=block)
+            seen += len(values)
+            yield
         asked, warned = (
             _exceeded_once_in(largest.ravel(), time * _BLOCKS / steps)
             for time in (run, _WARNING * run)
@@ -175,3 +204,15 @@ def _exceeded_once_in(largest: Array, blocks: float) -> float:
     start = float(np.quantile(largest, 1.0 - _TAIL))
     slope = float((largest[largest > start] - start).mean())
     return start + slope * math.log(_TAIL / share)
+
+
+def _result(search: Generator[None, None, T], pause: Callable[[], None] | None) -> T:
+    """What a search returns; `pause` is called between its slices."""
+    while True:
+        try:
+            next(search)
+        except StopIteration as end:
+            found: T = end.value
+            return found
+        if pause is not None:
+            pause()

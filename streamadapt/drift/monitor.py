@@ -24,9 +24,10 @@ class ScoreMonitor:
     """Watches the scores of one camera and keeps one promise for all of them together.
 
     Scores come at whatever rate frames do; their means over `1 / rate_hz` seconds are what is
-    watched, so that the promise is one in time. Each score first collects a reference, until that
-    is worth a hundred independent values, and is then watched by a detector of its own with the
-    share of false alarms that is left for it.
+    watched, so that the promise is one in time. Each score collects a reference, until that is
+    worth a hundred independent values, and is then watched by a detector of its own with its share
+    of the false alarms. From the first 128 values on, a detector of the reference so far stands in:
+    its threshold is higher, because the reference is short, and nothing is promised.
 
     Args:
         scores: their names.
@@ -66,6 +67,17 @@ class ScoreMonitor:
     def calibrated(self) -> bool:
         """Whether every score has a reference that the promise can be made from."""
         return all(watch.calibrated for watch in self._watches.values())
+
+    def calibrated_for(self, score: str) -> bool:
+        """Whether an alarm of a score, now, is one that the promise covers."""
+        return self._watches[score].calibrated
+
+    def deviation(self, score: str, value: float) -> float:
+        """How many standard deviations of its reference a value lies above the usual one.
+
+        NaN while there is no reference.
+        """
+        return self._watches[score].deviation(value)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -140,6 +152,7 @@ class _Watch:
         self._detector: CalibratedDetector | None = None
         self._reference: list[float] = []
         self._next_look = _FIRST_LOOK
+        self._learning, self._tried = True, False
         self._made: Future[CalibratedDetector] | None = None
 
     @property
@@ -150,19 +163,22 @@ class _Watch:
     def warning(self) -> bool:
         return self._detector is not None and self._detector.warning
 
+    def deviation(self, value: float) -> float:
+        return math.nan if self._detector is None else self._detector.deviation(value)
+
     def update(self, value: float) -> bool:
         """Whether the value brought an alarm."""
         if self._made is not None and self._made.done():
             self._detector, self._made = self._made.result(), None
-            self._reference.clear()
+        alarm = False
         if self._detector is not None:
             self._detector.update(value)
-            return self._detector.drift_detected
-        if self._made is None:
+            alarm = self._detector.drift_detected
+        if self._learning:
             self._reference.append(value)
-            if len(self._reference) >= self._next_look:
+            if len(self._reference) >= self._next_look and self._made is None:
                 self._look()
-        return False
+        return alarm
 
     def state_dict(self) -> dict[str, Any]:
         detector = None if self._detector is None else self._detector.state_dict()
@@ -174,22 +190,27 @@ class _Watch:
         while self._next_look <= len(self._reference) and self._next_look < _LONGEST_REFERENCE:
             self._next_look = _later(self._next_look)
         if state["detector"] is not None:
+            self._tried, self._learning = True, bool(self._reference)
             model = AutoRegression.from_state_dict(state["detector"]["model"])
             self._detector = self._make(model, expected_run_steps=self._steps, threshold=0.0)
             self._detector.load_state_dict(state["detector"])
 
     def _look(self) -> None:
-        """Whether the reference is long enough; if so, or if it never is, make a detector of it."""
+        """Make a detector of the reference so far: a first one early, then the one that is due."""
         model = AutoRegression.fit(self._reference)
-        if not model.calibrated and self._next_look < _LONGEST_REFERENCE:
-            self._next_look = _later(self._next_look)
-            return
-        settings = {"expected_run_steps": self._steps, "seed": self._seed}
-        if self._executor is None:
-            self._detector = self._make(model, **settings)
+        last = model.calibrated or len(self._reference) >= _LONGEST_REFERENCE
+        if last or (self._detector is None and not self._tried):
+            self._tried = True
+            settings = {"expected_run_steps": self._steps, "seed": self._seed}
+            if self._executor is None:
+                self._detector = self._make(model, **settings)
+            else:
+                self._made = self._executor.submit(self._make, model, **settings)
+        if last:
+            self._learning = False
             self._reference.clear()
         else:
-            self._made = self._executor.submit(self._make, model, **settings)
+            self._next_look = _later(self._next_look)
 
 
 def _later(look: int) -> int:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from streamadapt.drift.autoregression import AutoRegression
-from streamadapt.drift.calibrated import Array, CalibratedDetector, Evidence
-
-_SLACK = 0.5  # deviations: made for shifts of one
+from streamadapt.drift.calibrated import EVERY, Array, CalibratedDetector, Evidence, Series
+from streamadapt.drift.cusum import both_ways
 
 
 class PageHinkley(CalibratedDetector):
@@ -21,18 +21,21 @@ class PageHinkley(CalibratedDetector):
         Hinkley, "Inference about the change-point from cumulative sum tests", Biometrika 58, 1971.
     """
 
-    def _begin(self, model: AutoRegression, series: int) -> Evidence:
-        return {name: np.zeros(series) for name in ("seen", "mean", "up", "down")}
+    def _begin(self, model: AutoRegression, series: int, dtype: DTypeLike = np.float64) -> Evidence:
+        return {
+            "seen": np.zeros(series, dtype),
+            "mean": np.zeros(series, dtype),
+            "sums": np.zeros((2, series), dtype),
+        }
 
-    def _take(self, model: AutoRegression, evidence: Evidence, values: Array) -> Array:
+    def _sweep(self, model: AutoRegression, evidence: Evidence, values: Array) -> Array:
         z = (values - model.mean) / model.deviation
-        evidence["seen"] = evidence["seen"] + 1.0
-        evidence["mean"] = evidence["mean"] + (z - evidence["mean"]) / evidence["seen"]
-        off = z - evidence["mean"]
-        evidence["up"] = np.maximum(evidence["up"] + off - _SLACK, 0.0)
-        evidence["down"] = np.maximum(evidence["down"] - off - _SLACK, 0.0)
-        return np.maximum(evidence["up"], evidence["down"])
+        before, dtype = evidence["seen"], evidence["seen"].dtype
+        seen = before + np.arange(1.0, len(z) + 1.0)[:, None]
+        mean = (evidence["mean"] * before + z.cumsum(axis=0)) / seen
+        evidence["seen"], evidence["mean"] = seen[-1].astype(dtype), mean[-1].astype(dtype)
+        return both_ways(evidence, z - mean)
 
-    def _forget(self, evidence: Evidence) -> None:
+    def _forget(self, evidence: Evidence, series: Series = EVERY) -> None:
         for array in evidence.values():
-            array[:] = 0.0
+            array[..., series] = 0.0

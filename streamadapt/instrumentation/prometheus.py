@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -20,8 +21,11 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
+from streamadapt.drift import Drift
 from streamadapt.errors import ConfigurationError, ModelStateError, StreamError
 from streamadapt.events import Phase
+from streamadapt.guard.ladder import GuardState
+from streamadapt.guarding import Guarded
 from streamadapt.instrumentation.tally import COUNTERS, HISTOGRAMS, Tally
 from streamadapt.processor import StreamProcessor
 
@@ -34,12 +38,27 @@ _HELP = {
     "frames_rejected": "Frames with no weight in the update; their outputs were still returned.",
     "settling_passes": "Batches that went through the model once more, to measure a new world.",
     "settling_failures": "Such passes in which the model raised; the outputs were still returned.",
+    "drift_alarms": "Alarms that a stream's world is not what it was, by what noticed.",
+    "fleet_drift_alarms": "Times that many streams had such alarms at once.",
+    "guard_actions": "What the guard did: hold, release, shrink, rollback, pin, unpin.",
+    "compared_frames": "Frames that were answered on the source's statistics too, to compare.",
+    "domain_recalls": "Times that a stream was back in a world that it knew.",
     "events": "Events by class.",
     "handler_errors": "Calls of event handlers that raised; each was logged.",
     "inference_duration_seconds": "Time of a batch in the model, moments included.",
     "update_duration_seconds": "Time of a batch's update after the model, where one was tried.",
     "source_distance": "Distance of the statistics from the source, mean over layers.",
+    "drift_score": "Distance of what was seen last from the source, mean over layers of a depth.",
+    "drift_deviation": "The same in standard deviations from the stream's own reference.",
+    "drift_calibrated": "1 where that reference is long enough for the stated run time.",
     "last_update_age_seconds": "Time since the statistics were last updated.",
+    "domains": "Worlds that the stream knows.",
+    "guard_state": "1 for what the guard is doing with the stream, 0 for what it is not.",
+    "estimated_gain": "Estimated share of right answers won by adapting.",
+    "shadow_agreement": "Share of equal answers, adapted and source, when last compared.",
+    "output_entropy": "Mean entropy of the latest answers, nats.",
+    "output_classes": "Effective number of classes in the latest answers.",
+    "output_flips": "Share of neighbouring frames among them that are answered differently.",
     "phase": "1 for what the estimator is doing with the stream, 0 for what it is not.",
     "streams": "Streams that have statistics of their own.",
     "frozen": "1 while updates are stopped.",
@@ -48,7 +67,17 @@ _HELP = {
 }
 _BY_STREAM: dict[str, tuple[str, ...]] = {
     "source_distance": ("stream",),
+    "drift_score": ("stream", "depth"),
+    "drift_deviation": ("stream", "depth"),
+    "drift_calibrated": ("stream",),
     "last_update_age_seconds": ("stream",),
+    "domains": ("stream",),
+    "guard_state": ("stream", "state"),
+    "estimated_gain": ("stream",),
+    "shadow_agreement": ("stream",),
+    "output_entropy": ("stream",),
+    "output_classes": ("stream",),
+    "output_flips": ("stream",),
     "phase": ("stream", "phase"),
 }
 """Names of the gauges that each stream has, each with the names of its labels."""
@@ -215,14 +244,27 @@ class PrometheusExporter(Collector):
         if processor.closed:
             return _Readings()
         try:
+            drifts = self._drifts()
             return _Readings(
                 by_stream={
-                    "source_distance": self._by_stream(
-                        lambda one: {(): processor.drift(one).overall}
+                    "source_distance": self._by_stream(lambda one: {(): drifts[one].overall}),
+                    "drift_score": self._by_stream(lambda one: _by_depth(drifts[one].scores)),
+                    "drift_deviation": self._by_stream(
+                        lambda one: _by_depth(drifts[one].deviations)
+                    ),
+                    "drift_calibrated": self._by_stream(
+                        lambda one: {(): float(drifts[one].calibrated)}
                     ),
                     "last_update_age_seconds": self._by_stream(
                         lambda one: {(): processor.update_age_seconds(one)}
                     ),
+                    "domains": self._by_stream(
+                        lambda one: {(): float(len(processor.domains(one)))}
+                    ),
+                    **{
+                        name: self._by_stream(self._guarded(read))
+                        for name, read in _GUARDED.items()
+                    },
                     "phase": self._by_stream(lambda one: _by_phase(processor.phase(one))),
                 },
                 plain={
@@ -235,6 +277,19 @@ class PrometheusExporter(Collector):
         except ModelStateError:  # unwrapped since the line above
             return _Readings()
 
+    def _guarded(
+        self, read: Callable[[Guarded | None], dict[tuple[str, ...], float]]
+    ) -> Callable[[Hashable], Mapping[tuple[str, ...], float | None]]:
+        return lambda one: read(self._processor.guarded(one))
+
+    def _drifts(self) -> dict[Hashable, Drift]:
+        """Of each stream, read once."""
+        found: dict[Hashable, Drift] = {}
+        for stream in self._processor.streams:
+            with suppress(StreamError):  # dropped since the line above
+                found[stream] = self._processor.drift(stream)
+        return found
+
     def _by_stream(
         self, read: Callable[[Hashable], Mapping[tuple[str, ...], float | None]]
     ) -> dict[tuple[str, ...], float]:
@@ -243,7 +298,7 @@ class PrometheusExporter(Collector):
         for stream in self._processor.streams:
             try:
                 found = read(stream)
-            except StreamError:  # dropped since the line above
+            except (StreamError, KeyError):  # dropped or admitted in between
                 continue
             for further, value in found.items():
                 if value is not None:
@@ -316,6 +371,38 @@ class PrometheusExporter(Collector):
 
     def __repr__(self) -> str:
         return f"PrometheusExporter({self._processor!r}, url={self.url!r})"
+
+
+def _value(
+    read: Callable[[Guarded], float | None],
+) -> Callable[[Guarded | None], dict[tuple[str, ...], float]]:
+    """From what is known of a stream to one value; nothing where it is not known."""
+
+    def values(known: Guarded | None) -> dict[tuple[str, ...], float]:
+        value = None if known is None else read(known)
+        return {} if value is None or math.isnan(value) else {(): value}
+
+    return values
+
+
+def _by_state(known: Guarded | None) -> dict[tuple[str, ...], float]:
+    if known is None:
+        return {}
+    return {(one,): float(one == known.state) for one in get_args(GuardState)}
+
+
+_GUARDED: dict[str, Callable[[Guarded | None], dict[tuple[str, ...], float]]] = {
+    "guard_state": _by_state,
+    "estimated_gain": _value(lambda known: known.gain),
+    "shadow_agreement": _value(lambda known: known.agreement),
+    "output_entropy": _value(lambda known: None if known.health is None else known.health.entropy),
+    "output_classes": _value(lambda known: None if known.health is None else known.health.classes),
+    "output_flips": _value(lambda known: None if known.health is None else known.health.flips),
+}
+
+
+def _by_depth(values: Mapping[str, float]) -> dict[tuple[str, ...], float]:
+    return {(depth,): value for depth, value in values.items()}
 
 
 def _by_phase(phase: Phase | None) -> dict[tuple[str, ...], float]:

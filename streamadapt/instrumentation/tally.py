@@ -26,6 +26,11 @@ COUNTERS: dict[str, tuple[str, ...]] = {
     "frames_rejected": ("stream", "reason"),
     "settling_passes": ("stream",),
     "settling_failures": (),
+    "drift_alarms": ("stream", "by"),
+    "fleet_drift_alarms": (),
+    "guard_actions": ("stream", "action"),
+    "compared_frames": ("stream",),
+    "domain_recalls": ("stream",),
     "events": ("event",),
 }
 """Names of the counters, each with the names of its labels."""
@@ -86,6 +91,7 @@ class Tally:
         # What can be known is there from the start, at zero: a rate needs a first value.
         self._counts["batches"] = {(): 0}
         self._counts["settling_failures"] = {(): 0}
+        self._counts["fleet_drift_alarms"] = {(): 0}
         self._counts["updates"] = {(outcome,): 0 for outcome in get_args(ev.Outcome)}
         self._counts["events"] = {(kind.__name__,): 0 for kind in ev.Event.__subclasses__()}
         self._durations: dict[str, dict[str, Histogram]] = {name: {} for name in HISTOGRAMS}
@@ -106,6 +112,16 @@ class Tally:
                     self._count("settling_passes", self._streams.of(settling))
             elif isinstance(event, ev.SettlingFailed):
                 self._count("settling_failures")
+            elif isinstance(event, ev.DriftDetected):
+                self._count("drift_alarms", self._streams.of(event.stream), event.by)
+            elif isinstance(event, ev.FleetDriftDetected):
+                self._count("fleet_drift_alarms")
+            elif isinstance(event, ev.GuardActed):
+                self._count("guard_actions", self._streams.of(event.stream), event.action)
+            elif isinstance(event, ev.DomainRecalled):
+                self._count("domain_recalls", self._streams.of(event.stream))
+            elif isinstance(event, ev.AnswersCompared):
+                self._count("compared_frames", self._streams.of(event.stream), by=event.frames)
 
     def stream_label(self, stream: Hashable) -> str:
         """The label value of a stream, which takes one of the places if any is left."""

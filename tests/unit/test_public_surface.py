@@ -26,12 +26,13 @@ ROOT = "streamadapt"
 LAYERS = (
     {"errors", "events", "fingerprint", "layout", "moments", "profile", "transfer"},
     {"bank", "ops", "streams"},
-    {"alignment", "drift", "estimators", "taps"},
+    {"alignment", "drift", "estimators", "guard", "taps"},
     {
         "arguments",
         "batch",
         "describe",
         "engine",
+        "guarding",
         "journal",
         "ledger",
         "outbox",
@@ -42,6 +43,7 @@ LAYERS = (
         "snapshots",
         "steplock",
         "stepping",
+        "watching",
         "weighing",
     },
     {"calibration", "offline", "processor"},
@@ -72,6 +74,7 @@ def test_all_is_the_sorted_public_surface() -> None:
 
 def test_the_surface_is_what_the_documentation_promises() -> None:
     assert sa.__all__ == [
+        "Guard",
         "Moments",
         "SourceProfile",
         "StreamProcessor",

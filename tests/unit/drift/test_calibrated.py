@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import product
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamadapt.drift import CUSUM, AutoRegression, EDetector
+from streamadapt.drift import CUSUM, AutoRegression, EDetector, PageHinkley
 from streamadapt.errors import ConfigurationError
 
 KINDS = (CUSUM, EDetector)
@@ -111,27 +112,69 @@ def test_the_e_detector_sums_likelihood_ratios_over_all_beginnings(phi: list[flo
 
     for now in range(len(values)):
         deviations = values[: now + 1] - 0.3
-        ratios = []
-        for size in (1, 2, 4, -1, -2, -4):
-            for gradual in (False, True):
-                total = 0.0
-                for begin in range(now + 1):
-                    log = 0.0
-                    for step in range(begin, now + 1):
-                        shift = np.zeros(now + 1)
-                        if gradual:
-                            left = 1.0 - sum(phi)
-                        else:
-                            shift[begin:] = 1.0
-                            left = 1.0 - predicted(shift, step)
-                        new = (deviations[step] - predicted(deviations, step)) / 0.8
-                        new = np.clip(new, -6, 6)
-                        mean = size * 1.5 / 0.8 * left
-                        log += -0.5 * (new - mean) ** 2 + 0.5 * new**2
-                    total += math.exp(log)
-                ratios.append(total)
+        mixture = 0.0
+        for size, gradual in product((1, -1, 2, -2), (False, True)):
+            weight = (2 if abs(size) == 1 else 1) / 6 * (0.25 if gradual else 0.75)
+            total = 0.0
+            for begin in range(now + 1):
+                log = 0.0
+                for step in range(begin, now + 1):
+                    shift = np.zeros(now + 1)
+                    if gradual:
+                        left = 1.0 - sum(phi)
+                    else:
+                        shift[begin:] = 1.0
+                        left = 1.0 - predicted(shift, step)
+                    new = (deviations[step] - predicted(deviations, step)) / 0.8
+                    new = np.clip(new, -6, 6)
+                    mean = np.clip(size * 1.5 / 0.8 * left, -6, 6)
+                    log += -0.5 * (new - mean) ** 2 + 0.5 * new**2
+                total += math.exp(log)
+            mixture += weight * total
         taken = detector._take(own, detector._evidence, values[now : now + 1])
-        assert float(taken[0]) == pytest.approx(math.log(np.mean(ratios)), rel=1e-9, abs=1e-9)
+        assert float(taken[0]) == pytest.approx(math.log(mixture), rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", (*KINDS, PageHinkley))
+def test_series_side_by_side_and_many_steps_at_once_are_what_each_is_alone(
+    kind: type[CUSUM | EDetector | PageHinkley],
+) -> None:
+    """What a threshold is found with against what then watches."""
+    own, level = model([0.5, 0.3, -0.1]), 4.0
+    detector = kind(own, expected_run_steps=99.0, threshold=level)
+    values = 0.3 + wandering(0.7, 200, 9, series=3)
+    values[100:] += 1.5
+    alone = []
+    for series in values.T:
+        one = kind(own, expected_run_steps=99.0, threshold=level)
+        for value in series:
+            one.update(value)
+            alone.append(one.drift_detected)
+    evidence, alarms = detector._begin(own, 3), []
+    for row in values:
+        alarms.append(detector._take(own, evidence, row) > level)
+        detector._forget(evidence, alarms[-1])
+    np.testing.assert_array_equal(np.array(alarms).T.ravel(), alone)
+    assert sum(alone) > 3
+
+    single, several = (detector._begin(own, 3) for _ in "ab")
+    expected = [detector._take(own, single, row) for row in values]
+    found = [detector._sweep(own, several, part) for part in np.split(values, [1, 3, 50])]
+    np.testing.assert_allclose(np.concatenate(found), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("phi", [[0.0], [0.99], [0.5, 0.3, 0.1, -0.1]])
+def test_evidence_without_bound_is_finite(phi: list[float]) -> None:
+    """In single precision, in which thresholds are found, too."""
+    detector = EDetector(model(phi), expected_run_steps=99.0, threshold=4.0)
+    for dtype in (np.float32, np.float64):
+        evidence = detector._begin(model(phi), 1, dtype)
+        for value in (1e3, 0.3, -1e3):
+            for steps in (1, 64):
+                values = np.full((steps, 1), value, dtype)
+                found = detector._sweep(model(phi), evidence, values)
+                assert np.isfinite(found).all()
+                assert all(np.isfinite(array).all() for array in evidence.values())
 
 
 @pytest.mark.parametrize("kind", KINDS)

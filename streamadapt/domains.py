@@ -1,0 +1,238 @@
+"""Worlds that a stream has been in: recognised when they come back, instead of learned again."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from streamadapt.bank import RowState
+from streamadapt.engine import AdaptationEngine
+from streamadapt.errors import ConfigurationError
+from streamadapt.events import DomainForgotten, DomainLearned, DomainRecalled, Phase
+from streamadapt.moments import Moments, location_scale_distance
+from streamadapt.outbox import Outbox
+from streamadapt.readout import Readouts
+
+_DEPTH = 1 / 2  # part of the layers, from the first one on, that a domain is known by
+_RECALLED = 0.2  # of the distance from the source, up to which it is that domain
+_SAME = 0.1  # of the distance from the source, up to which two are one
+_EVERY_FRAMES = 64.0  # that a domain is followed, between two copies of it
+_LEAST_AGE_FRAMES = 32.0  # of a copy when a change is noticed: it is of the time before
+
+
+@dataclass
+class _Domain:
+    name: str
+    state: RowState
+    used: int
+    named: bool
+
+
+@dataclass
+class _Stream:
+    domains: list[_Domain] = field(default_factory=list)
+    copies: list[tuple[float, RowState]] = field(default_factory=list)
+    seen: float = 0.0
+    learned: int = 0
+    now: str | None = None  # the domain that it was recalled to
+    doubted: str | None = None  # the one that it was not, as it turned out
+
+
+class DomainBook:
+    """Remembers the domains of one processor's streams.
+
+    The statistics of the shallow layers say which domain a stream is in. While a stream follows a
+    domain, copies of its row are made; when it starts anew, the last one is kept. While it settles,
+    what is measured is compared with what is kept: at a fifth of its distance from the source or
+    less it is the same domain, and the row is put back on it.
+
+    Args:
+        capacity: how many domains of a stream are kept; the one longest out of use goes first,
+            those that were given a name last. 0: none.
+        engine: whose rows they are; only an estimator that settles can use them.
+        outbox: where it is told.
+        readouts: brings distances to the host.
+    """
+
+    def __init__(
+        self, capacity: int, *, engine: AdaptationEngine, outbox: Outbox, readouts: Readouts
+    ) -> None:
+        self._capacity = capacity if engine.has_phases else 0
+        self._engine, self._outbox, self._readouts = engine, outbox, readouts
+        self._streams: dict[int, _Stream] = {}
+        self._due: list[tuple[int, Hashable, str, float]] = []
+
+    @property
+    def on(self) -> bool:
+        """Whether anything is remembered."""
+        return self._capacity > 0
+
+    def act(self, step: int) -> None:
+        """Put rows on the domains that were recognised since the last step."""
+        due, self._due = self._due, []
+        for row, stream, name, distance in due:
+            one = self._streams.get(row)
+            domain = None if one is None else _named(one, name)
+            if one is None or domain is None:
+                continue
+            domain.used, one.now = step, name
+            self._engine.restore([row], domain.state)
+            self._outbox.post(
+                DomainRecalled(step=step, stream=stream, domain=name, distance=distance)
+            )
+
+    def follow(self, row: int, phase: Phase | None, frames: float) -> None:
+        """Frames of a row went by, in that phase."""
+        if not self.on:
+            return
+        one = self._of(row)
+        one.seen += frames
+        if phase != "following":
+            return
+        if not one.copies or one.seen - one.copies[-1][0] >= _EVERY_FRAMES:
+            one.copies = [*one.copies[-1:], (one.seen, self._engine.bank.capture([row]))]
+
+    def phase_changed(
+        self, step: int, stream: Hashable, row: int, before: Phase | None, now: Phase
+    ) -> None:
+        """The estimator of a row took up something else."""
+        if not self.on:
+            return
+        one = self._of(row)
+        if before == "following" and one.copies:
+            old = [state for when, state in one.copies if one.seen - when >= _LEAST_AGE_FRAMES]
+            self._keep(step, stream, one, old[-1] if old else one.copies[0][1], name=one.now)
+        one.copies = []
+        if now == "settling":
+            one.doubted, one.now = one.now, None
+        elif before == "settling":
+            one.doubted = None
+
+    def compare(
+        self, step: int, streams: Sequence[Hashable], rows: Sequence[int], due: Sequence[bool]
+    ) -> None:
+        """Look whether rows that a settling pass was for are in a domain that is known."""
+        for stream, row, is_due in zip(streams, rows, due, strict=True):
+            one = self._streams.get(row)
+            if not is_due or one is None or not one.domains:
+                continue
+            names = [domain.name for domain in one.domains]
+            distances = self._distances(row, [domain.state for domain in one.domains])
+            self._readouts.submit(distances, self._receiver(stream, row, one, names))
+
+    def remember(self, step: int, stream: Hashable, row: int, name: str) -> None:
+        """Keep what a row holds now under a name."""
+        if not self.on:
+            raise ConfigurationError(
+                "Domains are not remembered here: the estimator does not settle, or `domains=0`."
+            )
+        one = self._of(row)
+        state = self._engine.bank.capture([row])
+        self._keep(step, stream, one, state, name=name, named=True)
+
+    def names(self, row: int) -> tuple[str, ...]:
+        """Names of a row's domains."""
+        one = self._streams.get(row)
+        return () if one is None else tuple(domain.name for domain in one.domains)
+
+    def forget(self, rows: Iterable[int]) -> None:
+        """Rows belong to other streams, or the source is another one."""
+        for row in rows:
+            self._streams.pop(row, None)
+
+    # Inside ------------------------------------------------------------------------------------
+
+    def _of(self, row: int) -> _Stream:
+        return self._streams.setdefault(row, _Stream())
+
+    def _receiver(self, stream: Hashable, row: int, one: _Stream, names: list[str]) -> Any:
+        def receive(values: Tensor) -> None:
+            source, *others = values.tolist()
+            if self._streams.get(row) is not one:
+                return
+            known = [(d, name) for d, name in zip(others, names, strict=True)]
+            distance, name = min(pair for pair in known)
+            if name != one.doubted and distance < _RECALLED * source:
+                self._due.append((row, stream, name, distance))
+
+        return receive
+
+    def _keep(
+        self,
+        step: int,
+        stream: Hashable,
+        one: _Stream,
+        state: RowState,
+        *,
+        name: str | None = None,
+        named: bool = False,
+    ) -> None:
+        """Keep a state: in the place of the domain it is of, or as a new one."""
+        found = None if name is None else _named(one, name)
+        if found is None and not named:
+            found = self._same(one, state)
+        if found is not None:
+            found.state, found.used, found.named = state, step, found.named or named
+            return
+        if name is None or not named:
+            one.learned += 1
+            name = f"domain-{one.learned}"
+        one.domains.append(_Domain(name, state, step, named))
+        self._outbox.post(DomainLearned(step=step, stream=stream, domain=name))
+        if len(one.domains) > self._capacity:
+            gone = min(one.domains, key=lambda domain: (domain.named, domain.used))
+            one.domains.remove(gone)
+            self._outbox.post(DomainForgotten(step=step, stream=stream, domain=gone.name))
+
+    def _same(self, one: _Stream, state: RowState) -> _Domain | None:
+        """The domain that a state is of. Asks the device, where a stream has just started anew."""
+        if not one.domains:
+            return None
+        with torch.inference_mode(False), torch.no_grad():
+            mine = self._moments(state)
+            others = self._stacked([domain.state for domain in one.domains])
+            distances = self._apart(mine, others)
+            source = self._apart(mine, self._source())
+            nearest = int(distances.argmin())
+            same = bool(distances[nearest] < _SAME * source[0])
+        return one.domains[nearest] if same else None
+
+    def _distances(self, row: int, states: Sequence[RowState]) -> Tensor:
+        """Of what a settling has measured from the source, then from each state, `[1 + states]`."""
+        with torch.inference_mode(False), torch.no_grad():
+            aside = self._engine.bank.read([row]).aside
+            assert aside is not None
+            others = self._stacked(states)
+            source = self._source()
+            together = Moments(
+                others.count,
+                torch.cat([source.mean, others.mean]),
+                torch.cat([source.var, others.var]),
+            )
+            return self._apart(aside, together)
+
+    def _apart(self, one: Moments, others: Moments) -> Tensor:
+        layout = self._engine.layout
+        distance = location_scale_distance(one, others, layout.eps)
+        span = layout.leading(_DEPTH)
+        return layout.mean_over_leading(distance[..., span], _DEPTH)[..., 0]
+
+    def _source(self) -> Moments:
+        mean, var = self._engine.bank.source.double()
+        return Moments(torch.zeros_like(mean), mean[None], var[None])
+
+    def _moments(self, state: RowState) -> Moments:
+        data = state.data.double()
+        return Moments(torch.zeros_like(data[0, 0]), data[:, 0], data[:, 1])
+
+    def _stacked(self, states: Sequence[RowState]) -> Moments:
+        data = torch.cat([state.data[:, :2] for state in states]).double()
+        return Moments(torch.zeros_like(data[0, 0]), data[:, 0], data[:, 1])
+
+
+def _named(one: _Stream, name: str) -> _Domain | None:
+    return next((domain for domain in one.domains if domain.name == name), None)

@@ -1,0 +1,162 @@
+"""What is done about statistics that hurt: one step after the other, and back."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from streamadapt.guard.settings import Guard
+
+GuardState = Literal["watching", "held", "shrunk", "rolled_back", "pinned"]
+"""`held`: no updates, while answers are compared; `shrunk`: drawn halfway to the source;
+`rolled_back`: on a former state; `pinned`: on the source, without updates, for a while."""
+
+Action = Literal["hold", "release", "shrink", "rollback", "pin", "unpin"]
+
+_BURST_FRAMES = 64  # compared at a time, as a routine or because something looks suspicious
+_SUSPECT_FRAMES = 32  # compared, before updates are held
+_DECIDING_FRAMES = 128  # compared, before statistics are touched
+_AGAIN_FRAMES = 96  # compared, after they were, before more is done
+_CLEAR = 4.0  # margins, at which there is nothing to wait for
+_FIRST_FRAMES = 256  # seen, from new statistics to the first comparison; then twice as many, ...
+_PROBATION_FRAMES = 128  # the same, for statistics that hurt before
+_FORGIVEN_FRAMES = 8192  # seen without a loss, from the last step: what was is forgotten
+_PAUSE_FRAMES, _LONGEST_PAUSE_FRAMES = 512, 4096  # seen, until a suspicion is heard again
+_LATE_FRAMES = 4096.0  # of comparisons that were on their way when statistics were touched, at most
+_LONGEST_COOLDOWN_SECONDS = 3600.0
+_FORGIVEN_SECONDS = 4.0 * _LONGEST_COOLDOWN_SECONDS  # after a pin, until the next is as short
+
+_STEPS: tuple[tuple[Action, GuardState], ...] = (
+    ("shrink", "shrunk"),
+    ("rollback", "rolled_back"),
+    ("pin", "pinned"),
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Adapted answers beside the source's: estimated gain, and the frames it rests on."""
+
+    gain: float
+    frames: float
+
+
+class Ladder:
+    """The guard's state for one stream. Knows numbers only.
+
+    Watching, it asks for a comparison now and then: soon after statistics are new, later as seldom
+    as `Guard.share` says, and when something is suspicious. A loss makes it hold; held, it compares
+    all frames until it can decide. What it does then it does in steps, each of which is judged by
+    new comparisons; a loss that comes back soon is met with the next step. Comparisons that were
+    still on their way from the device when statistics were touched are not heard: they rest on more
+    than their own frames.
+
+    Attributes:
+        state: where it is.
+    """
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+        self._longest = _BURST_FRAMES / guard.share - _BURST_FRAMES if guard.share else math.inf
+        self.state: GuardState = "watching"
+        self._level = 0  # steps that were taken and are not forgotten
+        self._seen = self._burst = self._late = 0.0
+        self._watched_from = 0.0
+        self._interval = min(float(_FIRST_FRAMES), self._longest)
+        self._due = self._interval if guard.share else math.inf
+        self._heard_again, self._pause = 0.0, float(_PAUSE_FRAMES)
+        self._pinned_seconds, self._since_pin = 0.0, _FORGIVEN_SECONDS
+        self._cooldown = guard.cooldown_seconds
+
+    @property
+    def holds(self) -> bool:
+        """Whether updates are stopped."""
+        return self.state != "watching"
+
+    @property
+    def compares(self) -> bool:
+        """Whether frames are to be compared."""
+        return self.state in ("held", "shrunk", "rolled_back") or self._burst > 0.0
+
+    def seen(self, frames: float, seconds: float) -> Action | None:
+        """Frames went by, in so much camera time; says when it is over with the source."""
+        self._seen += frames
+        self._since_pin += seconds
+        if self.state == "watching" and self._burst <= 0.0 and self._seen >= self._due:
+            self._burst = _BURST_FRAMES
+        if self.state != "pinned":
+            return None
+        self._pinned_seconds += seconds
+        if self._pinned_seconds < self._cooldown:
+            return None
+        longest = max(_LONGEST_COOLDOWN_SECONDS, self._guard.cooldown_seconds)
+        self._cooldown = min(2.0 * self._cooldown, longest)
+        self._since_pin, self._level = 0.0, len(_STEPS) - 1
+        self._watch(_PROBATION_FRAMES)
+        return "unpin"
+
+    def suspect(self) -> bool:
+        """Something looks as if answers were worse; whether that is looked into."""
+        if self.state != "watching" or self._burst > 0.0 or self._seen < self._heard_again:
+            return False
+        self._heard_again = self._seen + self._pause
+        self._pause = min(2.0 * self._pause, _LONGEST_PAUSE_FRAMES)
+        self._burst = _BURST_FRAMES
+        return True
+
+    def renewed(self) -> None:
+        """The statistics are others, of another world."""
+        if self.state == "watching":
+            self._watch(_FIRST_FRAMES)
+            self._burst = _BURST_FRAMES
+
+    def compared(self, now: Comparison, frames: float) -> Action | None:
+        """A comparison over `now.frames`, the latest `frames` among them; what is to be done."""
+        margin = self._guard.margin
+        lost = now.gain < -margin and now.frames >= _SUSPECT_FRAMES
+        self._late = 0.0 if now.frames <= frames else max(0.0, self._late - frames)
+        if self.state == "pinned" or self._late > 0.0:
+            return None
+        if self.state == "watching":
+            if lost:
+                self.state = "held"
+                return "hold"
+            if self._burst > 0.0:  # those that arrive after the last one put nothing off
+                self._burst -= frames
+                if self._burst <= 0.0:
+                    self._nothing_found()
+            return None
+        clear = lost and now.gain < -_CLEAR * margin
+        wanted = _DECIDING_FRAMES if self.state == "held" else _AGAIN_FRAMES
+        if math.isnan(now.gain) or (now.frames < wanted and not clear):
+            return None
+        if not lost:
+            self._watch(_PROBATION_FRAMES)
+            return "release"
+        self._level = min(max(self._level + 1, 2 if clear else 1), len(_STEPS))
+        action, self.state = _STEPS[self._level - 1]
+        self._pause, self._late = float(_PAUSE_FRAMES), _LATE_FRAMES
+        if action == "pin":
+            self.pin()
+        return action
+
+    def pin(self) -> None:
+        """Stay on the source for a while, as there is nothing else that helps."""
+        if self._since_pin >= _FORGIVEN_SECONDS:
+            self._cooldown = self._guard.cooldown_seconds
+        self.state, self._pinned_seconds, self._burst = "pinned", 0.0, 0.0
+        self._late = _LATE_FRAMES
+
+    def _watch(self, interval: float) -> None:
+        """Watch from now on, and compare after so many frames."""
+        self.state, self._burst = "watching", 0.0
+        self._interval = min(float(interval), self._longest)
+        self._due, self._watched_from = self._seen + self._interval, self._seen
+
+    def _nothing_found(self) -> None:
+        if self._seen - self._watched_from >= _FORGIVEN_FRAMES:
+            self._level = 0
+        self._burst = 0.0
+        self._interval = min(2.0 * self._interval, self._longest)
+        self._due = self._seen + self._interval if self._guard.share else math.inf

@@ -1,0 +1,571 @@
+"""The guard at work: judges frames, compares answers, and carries out what its ladders decide."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from streamadapt.engine import AdaptationEngine
+from streamadapt.errors import ConfigurationError, one_line
+from streamadapt.events import (
+    AnswersCompared,
+    FramesRejected,
+    GuardActed,
+    GuardFailed,
+    LabelsRevealed,
+    Phase,
+    Rejection,
+    RolledBack,
+)
+from streamadapt.guard.answers import Answers
+from streamadapt.guard.evidence import Evidence
+from streamadapt.guard.labels import AnswerBook, Answered, Labelled
+from streamadapt.guard.ladder import Action, Comparison, GuardState, Ladder
+from streamadapt.guard.quality import FrameGate
+from streamadapt.guard.ring import StateRing
+from streamadapt.guard.settings import Guard
+from streamadapt.guard.sums import AnswerSums
+from streamadapt.outbox import Outbox
+from streamadapt.readout import Readouts
+from streamadapt.transfer import upload
+from streamadapt.weighing import StepRows
+
+_REASONS: tuple[Rejection, ...] = get_args(Rejection)  # in the order of `QUALITY`
+_MOST_FRAMES = 64  # of a stream in a step that are compared
+_LOOK_SECONDS = 0.25 - 1e-9  # of camera time, from one look to the next
+_LOOK_FRAMES = 64.0  # of adapted answers that are looked at together
+_KNOWN_FRAMES, _USUAL_FRAMES = 128.0, 1024.0
+_LESS_INFORMATION, _MORE_FLIPS = 0.6, 0.15  # than usual, which is suspicious
+_LEAST_INFORMATION = 0.02  # nats
+_WINDOW_FRAMES = 256.0  # that a comparison looks back
+
+
+@dataclass
+class _Stream:
+    """What is known of one row."""
+
+    ladder: Ladder
+    ring: StateRing
+    seen: float = 0.0
+    steps: int = 0
+    since_look: float = math.inf
+    looked: float = 0.0
+    information: float = math.nan
+    flips: float = math.nan
+    health: Health | None = None
+    gain: float = math.nan
+    agreement: float = math.nan
+    version: int = 0
+    labelled: Labelled = field(default_factory=Labelled)
+
+
+@dataclass(frozen=True)
+class Health:
+    """Adapted answers of a stream's latest frames.
+
+    Attributes:
+        entropy: mean, nats.
+        classes: effective number answered.
+        flips: share of neighbouring frames that are answered differently.
+    """
+
+    entropy: float
+    classes: float
+    flips: float
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """What the guard knows of a stream.
+
+    Attributes:
+        state: of its ladder.
+        gain: estimated share of right answers won by adapting; NaN before a comparison.
+        agreement: share of equal answers, adapted and source, in the latest one; NaN likewise.
+        health: None before there is any.
+    """
+
+    state: GuardState
+    gain: float = math.nan
+    agreement: float = math.nan
+    health: Health | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Comparing:
+    """A step's answers, and how to get more.
+
+    Attributes:
+        step: its number.
+        streams: the names of its rows.
+        where: its rows.
+        frames: the model's first argument.
+        output: what the model returned.
+        forward: runs the model on some frames, on the source's statistics of some rows.
+        divisible: whether it can run on a part of the batch.
+    """
+
+    step: int
+    streams: Sequence[Hashable]
+    where: StepRows
+    frames: Any
+    output: Any
+    forward: Callable[[Any, StepRows], Any]
+    divisible: bool
+
+
+class GuardBook:
+    """The guard of one processor's streams.
+
+    Args:
+        guard: what it may cost and when it acts; None: there is none.
+        engine: whose rows it looks after.
+        outbox: where its acts are told.
+        readouts: brings comparisons to the host.
+        phase_of: of a row, as far as it is known.
+    """
+
+    def __init__(
+        self,
+        guard: Guard | None,
+        *,
+        engine: AdaptationEngine,
+        outbox: Outbox,
+        readouts: Readouts,
+        phase_of: Callable[[int], Phase | None],
+    ) -> None:
+        self._guard, self._engine, self._outbox = guard, engine, outbox
+        self._readouts, self._phase_of = readouts, phase_of
+        self._streams: dict[int, _Stream] = {}
+        self._due: list[tuple[int, Hashable, Action, Comparison]] = []
+        self._judges = True
+        self.failure: str | None = None
+        if guard is not None:
+            rows = engine.bank.rows
+            self._device = engine.device
+            self._gate = FrameGate(rows=rows, device=engine.device) if guard.quality else None
+            self._evidence = Evidence(rows, health=guard.health)
+            self._answers = AnswerBook()
+            self._looks = AnswerSums(rows, window_frames=_LOOK_FRAMES)
+
+    # Before the forward ------------------------------------------------------------------------
+
+    def act(self, step: int) -> None:
+        """Do what was decided since the last step."""
+        due, self._due = self._due, []
+        for row, stream, action, now in due:
+            if row not in self._streams:
+                continue
+            try:
+                self._carry_out(step, row, stream, action, now)
+            except Exception as error:
+                self._outbox.post(GuardFailed(step=step, error=one_line(error)))
+
+    def admit(
+        self,
+        step: int,
+        frames: Any,
+        counts: Mapping[Hashable, int],
+        where: StepRows,
+    ) -> StepRows:
+        """Judge frames, and let time pass; the same rows, with what is not to be learned from.
+
+        `counts`: frames of each stream, in the order of the rows.
+        """
+        if self._guard is None:
+            return where
+        for (stream, count), row, elapsed in zip(
+            counts.items(), where.rows, where.elapsed_seconds, strict=True
+        ):
+            one = self._of(row)
+            one.seen += count
+            one.steps += 1
+            one.since_look += elapsed
+            if one.ladder.seen(count, elapsed) is not None:
+                self._tell(step, row, stream, "unpin", Comparison(math.nan, 0.0))
+        held = tuple(self._of(row).ladder.holds for row in where.rows)
+        quality, gated = self._judge(step, frames, tuple(counts), where)
+        held_or_none = held if any(held) else None
+        return replace(where, quality=quality, gated=gated, held=held_or_none)
+
+    def _judge(
+        self, step: int, frames: Any, streams: Sequence[Hashable], where: StepRows
+    ) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        if self._gate is None:
+            return None, None
+        if self._device != self._engine.device:
+            self._device = self._engine.device
+            self._gate.to(self._device)
+        judged = self._gate.judge(
+            frames, where.rows, where.entries, where.elapsed_seconds, valid=where.valid
+        )
+        if judged is None:
+            return None, None
+
+        def receive(counts: Tensor) -> None:
+            for stream, row in zip(streams, counts.tolist(), strict=True):
+                for reason, count in zip(_REASONS, row[1:], strict=True):
+                    if count:
+                        self._outbox.post(
+                            FramesRejected(step=step, stream=stream, frames=count, reason=reason)
+                        )
+
+        self._readouts.submit(judged.counts, receive)
+        return judged.weights, judged.counts[:, 1:].sum(dim=1)
+
+    # After the commit --------------------------------------------------------------------------
+
+    def watch(self, now: Comparing) -> None:
+        """Look at a step's answers, and compare some of them with the source's where it is due."""
+        if self._guard is None or not self._judges or not now.where.batch:
+            return
+        streams = [self._of(row) for row in now.where.rows]
+        if any(one.since_look >= _LOOK_SECONDS for one in streams):
+            self._look(now)
+            for one in streams:
+                one.since_look = 0.0
+        self._keep_states(now.where)
+        chosen = self._chosen(now.where)
+        if not chosen:
+            return
+        whole = list(range(now.where.batch))
+        asked = chosen if now.divisible else whole
+        try:
+            source = now.forward(_some(now.frames, asked), _part(now.where, asked))
+            if asked is not chosen:
+                source = _some(source, chosen)
+            part, output = _part(now.where, chosen), _some(now.output, chosen)
+            self.compare(now.step, now.streams, part, output, source)
+        except Exception as error:
+            self.failure = f"answers cannot be compared: {one_line(error)}"
+            self._outbox.post(GuardFailed(step=now.step, error=one_line(error)))
+        else:
+            self.failure = None
+
+    def compare(
+        self,
+        step: int,
+        streams: Sequence[Hashable],
+        where: StepRows,
+        adapted: Any,
+        source: Any,
+    ) -> None:
+        """Take in the answers to the same frames on adapted and on source statistics."""
+        if self._guard is None:
+            return
+        if _real(where) < (where.batch or 0):
+            real = list(range(_real(where)))
+            adapted, source = _some(adapted, real), _some(source, real)
+            where = _part(where, real)
+        if not where.batch:
+            return
+        entries = where.entries or [0] * where.batch
+        steps = [self._of(row).steps for row in where.rows]
+        found = self._evidence.add(steps, where.rows, entries, adapted, source)
+        if found is None:
+            self._judges = False
+            return
+        counts = [0] * len(where.rows)
+        for entry in entries:
+            counts[entry] += 1
+        named, rows = tuple(streams), tuple(where.rows)
+        of = [self._of(row) for row in rows]
+
+        def receive(values: Tensor) -> None:
+            for stream, row, one, new, (gain, frames, agreement) in zip(
+                named, rows, of, counts, values.tolist(), strict=True
+            ):
+                if not new or self._streams.get(row) is not one:
+                    continue
+                one.gain, one.agreement = gain, agreement
+                if one.labelled.enough:
+                    one.gain = one.labelled.gain
+                self._outbox.post(
+                    AnswersCompared(
+                        step=step,
+                        stream=stream,
+                        frames=new,
+                        gain=gain,
+                        agreement=None if math.isnan(agreement) else agreement,
+                    )
+                )
+                if not one.labelled.enough:
+                    self._judged(row, stream, one, Comparison(gain, frames), new)
+
+        self._readouts.submit(found, receive)
+        if where.ids is not None:
+            self._keep_answers(named, where, entries, adapted, source)
+
+    def reveal(self, step: int, ids: Sequence[Hashable], labels: Sequence[int]) -> int:
+        """Take labels in; how many of them are of frames that are known.
+
+        Raises:
+            ConfigurationError: there is no guard.
+        """
+        if self._guard is None:
+            raise ConfigurationError("Labels are the guard's: give the processor `guard=`.")
+        found = self._answers.take(ids, labels)
+        told: dict[Hashable, list[tuple[bool, bool]]] = {}
+        for answered, label in found:
+            right = answered.adapted == label, answered.source == label
+            told.setdefault(answered.stream, []).append(right)
+            one = self._streams.get(answered.row)
+            if one is None or one.version != answered.version:
+                continue  # of statistics that are not in use any more, or of another stream
+            one.labelled.add(*right)
+            if one.labelled.enough:
+                one.gain = one.labelled.gain
+                now = Comparison(one.gain, one.labelled.frames)
+                self._judged(answered.row, answered.stream, one, now, 1.0)
+        for stream, rights in told.items():
+            self._outbox.post(
+                LabelsRevealed(
+                    step=step,
+                    stream=stream,
+                    frames=len(rights),
+                    right=sum(one for one, _ in rights),
+                    source_right=sum(other for _, other in rights),
+                )
+            )
+        return len(found)
+
+    def suspect(self, row: int) -> None:
+        """Something happened to a row that may have made its answers worse."""
+        if self._guard is not None:
+            self._of(row).ladder.suspect()
+
+    def phase_changed(self, row: int, now: Phase) -> None:
+        """The estimator of a row took up something else."""
+        if self._guard is None:
+            return
+        self._evidence.forget([row])
+        one = self._of(row)
+        one.ring.clear()
+        if now == "following":
+            one.ladder.renewed()
+
+    def displaced(self, rows: Iterable[int]) -> None:
+        """Rows were put on another state."""
+        if self._guard is None:
+            return
+        rows = list(rows)
+        self._evidence.forget(rows)
+        for row in rows:
+            if row in self._streams:
+                self._streams[row].version += 1
+                self._streams[row].labelled.clear()
+
+    def released(self, rows: Iterable[int]) -> None:
+        """Rows were put on another state by the user, who knows better."""
+        for row in rows:
+            if row in self._streams and self._streams[row].ladder.holds:
+                del self._streams[row]
+
+    def owners_changed(self, rows: Sequence[int]) -> None:
+        """Rows belong to other streams."""
+        if self._guard is None:
+            return
+        if self._gate is not None:
+            self._gate.forget(rows)
+        self._looks.forget(rows)
+        for row in rows:
+            self._streams.pop(row, None)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """What keeps statistics from being updated, in words."""
+        held = sum(one.ladder.holds for one in self._streams.values())
+        found = [f"updates of {held} stream{'s' * (held != 1)} are held by the guard"] * bool(held)
+        return (*found, *([] if self.failure is None else [self.failure]))
+
+    def of(self, row: int) -> Guarded | None:
+        """What is known of a row; None without a guard."""
+        if self._guard is None:
+            return None
+        one = self._streams.get(row)
+        if one is None:
+            return Guarded("watching")
+        return Guarded(one.ladder.state, one.gain, one.agreement, one.health)
+
+    # Inside ------------------------------------------------------------------------------------
+
+    def _judged(
+        self, row: int, stream: Hashable, one: _Stream, now: Comparison, frames: float
+    ) -> None:
+        action = one.ladder.compared(now, frames)
+        if action is not None:
+            self._due.append((row, stream, action, now))
+
+    def _keep_answers(
+        self,
+        streams: Sequence[Hashable],
+        where: StepRows,
+        entries: Sequence[int],
+        adapted: Any,
+        source: Any,
+    ) -> None:
+        """Keep the answers to frames with an id until they are revealed."""
+        both = [Answers.of(one, len(entries)) for one in (adapted, source)]
+        if both[0] is None or both[1] is None or both[0].classes.shape[1] != 1:
+            return
+        classes = torch.cat([both[0].classes, both[1].classes], dim=1)
+        places = [(streams[entry], where.rows[entry]) for entry in entries]
+        versions = [self._of(row).version for _, row in places]
+        ids = list(where.ids or ())
+
+        def receive(values: Tensor) -> None:
+            for identifier, (stream, row), version, (ours, theirs) in zip(
+                ids, places, versions, values.tolist(), strict=True
+            ):
+                if identifier is not None:
+                    answered = Answered(row, stream, version, ours, theirs)
+                    self._answers.keep(identifier, answered)
+
+        self._readouts.submit(classes, receive)
+
+    def _of(self, row: int) -> _Stream:
+        if row not in self._streams:
+            assert self._guard is not None
+            self._streams[row] = _Stream(Ladder(self._guard), StateRing(self._guard.snapshots))
+        return self._streams[row]
+
+    def _adapted(self, row: int) -> bool:
+        """Whether a row may be on other statistics than the source's."""
+        if not self._engine.has_phases:
+            return True
+        return self._phase_of(row) == "following"
+
+    def _chosen(self, where: StepRows) -> list[int]:
+        """Frames of the batch to compare: all of a row's, up to a number, or none."""
+        left = [
+            _MOST_FRAMES if self._of(row).ladder.compares and self._adapted(row) else 0
+            for row in where.rows
+        ]
+        if not any(left) and where.ids is None:
+            return []
+        chosen = []
+        for place in range(_real(where)):
+            index = 0 if where.entries is None else where.entries[place]
+            wanted = where.ids is not None and where.ids[place] is not None
+            if left[index] or wanted:
+                left[index] = max(0, left[index] - 1)
+                chosen.append(place)
+        return chosen
+
+    def _keep_states(self, where: StepRows) -> None:
+        """Copies of rows that nothing is wrong with."""
+        for row in where.rows:
+            one = self._of(row)
+            calm = not one.ladder.holds and not one.ladder.compares
+            if calm and self._adapted(row) and one.ring.due(one.seen):
+                one.ring.add(one.seen, self._engine.bank.capture([row]))
+
+    def _look(self, now: Comparing) -> None:
+        """At adapted answers alone: whether they say less, or waver more, than is usual."""
+        total, real = now.where.batch or 0, _real(now.where)
+        answers = Answers.of(now.output, total)
+        if answers is None:
+            return
+        entries = list(now.where.entries or [0] * total)[:real]
+        if real < total:
+            answers = answers.take(torch.arange(real, device=answers.entropy.device))
+        if not entries:
+            return
+        with torch.inference_mode(False), torch.no_grad():
+            steps = [one.steps for one in map(self._of, now.where.rows)]
+            found = self._looks.add(steps, now.where.rows, entries, answers, apart=None)
+            values = torch.stack(
+                [found.frames, found.information, found.flips, found.entropy, found.classes], dim=1
+            )
+        rows = tuple(now.where.rows)
+        of = [self._of(row) for row in rows]
+        frames = [float(entries.count(k)) for k in range(len(rows))]
+
+        def receive(arrived: Tensor) -> None:
+            for row, one, new, each in zip(rows, of, frames, arrived.tolist(), strict=True):
+                if self._streams.get(row) is one and new:
+                    one.health = Health(entropy=each[3], classes=each[4], flips=each[2])
+                    self._compare_with_usual(row, one, new, each[1], each[2])
+
+        self._readouts.submit(values, receive)
+
+    def _compare_with_usual(
+        self, row: int, one: _Stream, frames: float, information: float, flips: float
+    ) -> None:
+        one.looked += frames
+        weight = min(1.0, frames / min(one.looked, _USUAL_FRAMES))
+        if one.looked > _KNOWN_FRAMES and self._adapted(row):
+            less = information < _LESS_INFORMATION * one.information - _LEAST_INFORMATION
+            if less or flips > one.flips + _MORE_FLIPS:
+                one.ladder.suspect()
+        if math.isnan(one.information):
+            one.information, one.flips = information, flips
+        one.information += weight * (information - one.information)
+        one.flips += weight * (flips - one.flips)
+
+    def _carry_out(
+        self, step: int, row: int, stream: Hashable, action: Action, now: Comparison
+    ) -> None:
+        one, engine = self._of(row), self._engine
+        to = None
+        if action == "shrink":
+            engine.shrink([row], 0.5)
+        elif action in ("rollback", "pin"):
+            former = None
+            if action == "rollback":
+                former = one.ring.older_than(one.seen - now.frames - _WINDOW_FRAMES)
+            if former is None:
+                engine.reset([row])
+                one.ladder.pin()
+                action, to = "pin", "source"
+            else:
+                to = f"{one.seen - one.ring.frames[-1]:.0f} frames ago"
+                engine.restore([row], former)
+        self._tell(step, row, stream, action, now)
+        if to is not None:
+            self._outbox.post(RolledBack(step=step, to=to, streams=(stream,), reason="harm"))
+
+    def _tell(self, step: int, row: int, stream: Hashable, action: Action, now: Comparison) -> None:
+        self._outbox.post(
+            GuardActed(
+                step=step,
+                stream=stream,
+                action=action,
+                state=self._of(row).ladder.state,
+                gain=None if math.isnan(now.gain) else now.gain,
+                frames=round(now.frames),
+            )
+        )
+
+
+def _real(where: StepRows) -> int:
+    """How many of the batch's frames are no padding."""
+    return (where.batch or 0) if where.valid is None else where.valid
+
+
+def _part(where: StepRows, chosen: Sequence[int]) -> StepRows:
+    """The rows, for some of the frames of the batch."""
+    return StepRows(
+        where.rows,
+        None if where.entries is None else [where.entries[k] for k in chosen],
+        where.elapsed_seconds,
+        batch=len(chosen),
+        ids=None if where.ids is None else [where.ids[k] for k in chosen],
+    )
+
+
+def _some(values: Any, chosen: Sequence[int]) -> Any:
+    """Some of the frames that tensors have in their first dimension."""
+    first, count = chosen[0], len(chosen)
+    if list(chosen) == list(range(first, first + count)):
+        return pytree.tree_map_only(Tensor, lambda t: t[first : first + count], values)
+    index = torch.tensor(chosen)
+    return pytree.tree_map_only(
+        Tensor, lambda t: t.index_select(0, upload(index, t.device)), values
+    )
