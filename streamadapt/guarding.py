@@ -9,7 +9,6 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from streamadapt.engine import AdaptationEngine
 from streamadapt.errors import ConfigurationError, one_line
@@ -25,24 +24,20 @@ from streamadapt.events import (
 )
 from streamadapt.guard.answers import Answers
 from streamadapt.guard.evidence import Evidence
+from streamadapt.guard.known import Guarded, Health
 from streamadapt.guard.labels import AnswerBook, Answered, Labelled
-from streamadapt.guard.ladder import Action, Comparison, GuardState, Ladder
+from streamadapt.guard.ladder import Action, Comparison, Ladder
+from streamadapt.guard.looks import Looks
 from streamadapt.guard.quality import FrameGate
 from streamadapt.guard.ring import StateRing
 from streamadapt.guard.settings import Guard
-from streamadapt.guard.sums import AnswerSums
 from streamadapt.outbox import Outbox
+from streamadapt.parts import real_frames_of, rows_of_some, some_frames
 from streamadapt.readout import Readouts
-from streamadapt.transfer import upload
 from streamadapt.weighing import StepRows
 
 _REASONS: tuple[Rejection, ...] = get_args(Rejection)  # in the order of `QUALITY`
 _MOST_FRAMES = 64  # of a stream in a step that are compared
-_LOOK_SECONDS = 0.25 - 1e-9  # of camera time, from one look to the next
-_LOOK_FRAMES = 64.0  # of adapted answers that are looked at together
-_KNOWN_FRAMES, _USUAL_FRAMES = 128.0, 1024.0
-_LESS_INFORMATION, _MORE_FLIPS = 0.6, 0.15  # than usual, which is suspicious
-_LEAST_INFORMATION = 0.02  # nats
 _WINDOW_FRAMES = 256.0  # that a comparison looks back
 
 
@@ -54,47 +49,11 @@ class _Stream:
     ring: StateRing
     seen: float = 0.0
     steps: int = 0
-    since_look: float = math.inf
-    looked: float = 0.0
-    information: float = math.nan
-    flips: float = math.nan
     health: Health | None = None
     gain: float = math.nan
     agreement: float = math.nan
     version: int = 0
     labelled: Labelled = field(default_factory=Labelled)
-
-
-@dataclass(frozen=True)
-class Health:
-    """Adapted answers of a stream's latest frames.
-
-    Attributes:
-        entropy: mean, nats.
-        classes: effective number answered.
-        flips: share of neighbouring frames that are answered differently.
-    """
-
-    entropy: float
-    classes: float
-    flips: float
-
-
-@dataclass(frozen=True)
-class Guarded:
-    """What the guard knows of a stream.
-
-    Attributes:
-        state: of its ladder.
-        gain: estimated share of right answers won by adapting; NaN before a comparison.
-        agreement: share of equal answers, adapted and source, in the latest one; NaN likewise.
-        health: None before there is any.
-    """
-
-    state: GuardState
-    gain: float = math.nan
-    agreement: float = math.nan
-    health: Health | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +111,7 @@ class GuardBook:
             self._gate = FrameGate(rows=rows, device=engine.device) if guard.quality else None
             self._evidence = Evidence(rows, health=guard.health)
             self._answers = AnswerBook()
-            self._looks = AnswerSums(rows, window_frames=_LOOK_FRAMES)
+            self._looks = Looks(rows)
 
     # Before the forward ------------------------------------------------------------------------
 
@@ -186,7 +145,6 @@ class GuardBook:
             one = self._of(row)
             one.seen += count
             one.steps += 1
-            one.since_look += elapsed
             if one.ladder.seen(count, elapsed) is not None:
                 self._tell(step, row, stream, "unpin", Comparison(math.nan, 0.0))
         held = tuple(self._of(row).ladder.holds for row in where.rows)
@@ -225,11 +183,7 @@ class GuardBook:
         """Look at a step's answers, and compare some of them with the source's where it is due."""
         if self._guard is None or not self._judges or not now.where.batch:
             return
-        streams = [self._of(row) for row in now.where.rows]
-        if any(one.since_look >= _LOOK_SECONDS for one in streams):
-            self._look(now)
-            for one in streams:
-                one.since_look = 0.0
+        self._look(now)
         self._keep_states(now.where)
         chosen = self._chosen(now.where)
         if not chosen:
@@ -237,10 +191,10 @@ class GuardBook:
         whole = list(range(now.where.batch))
         asked = chosen if now.divisible else whole
         try:
-            source = now.forward(_some(now.frames, asked), _part(now.where, asked))
+            source = now.forward(some_frames(now.frames, asked), rows_of_some(now.where, asked))
             if asked is not chosen:
-                source = _some(source, chosen)
-            part, output = _part(now.where, chosen), _some(now.output, chosen)
+                source = some_frames(source, chosen)
+            part, output = rows_of_some(now.where, chosen), some_frames(now.output, chosen)
             self.compare(now.step, now.streams, part, output, source)
         except Exception as error:
             self.failure = f"answers cannot be compared: {one_line(error)}"
@@ -259,10 +213,10 @@ class GuardBook:
         """Take in the answers to the same frames on adapted and on source statistics."""
         if self._guard is None:
             return
-        if _real(where) < (where.batch or 0):
-            real = list(range(_real(where)))
-            adapted, source = _some(adapted, real), _some(source, real)
-            where = _part(where, real)
+        if real_frames_of(where) < (where.batch or 0):
+            real = list(range(real_frames_of(where)))
+            adapted, source = some_frames(adapted, real), some_frames(source, real)
+            where = rows_of_some(where, real)
         if not where.batch:
             return
         entries = where.entries or [0] * where.batch
@@ -450,7 +404,7 @@ class GuardBook:
         if not any(left) and where.ids is None:
             return []
         chosen = []
-        for place in range(_real(where)):
+        for place in range(real_frames_of(where)):
             index = 0 if where.entries is None else where.entries[place]
             wanted = where.ids is not None and where.ids[place] is not None
             if left[index] or wanted:
@@ -467,47 +421,28 @@ class GuardBook:
                 one.ring.add(one.seen, self._engine.bank.capture([row]))
 
     def _look(self, now: Comparing) -> None:
-        """At adapted answers alone: whether they say less, or waver more, than is usual."""
-        total, real = now.where.batch or 0, _real(now.where)
-        answers = Answers.of(now.output, total)
-        if answers is None:
+        """At adapted answers alone."""
+        real, where = real_frames_of(now.where), now.where
+        if not real or not self._looks.due(where.rows, where.elapsed_seconds):
             return
-        entries = list(now.where.entries or [0] * total)[:real]
-        if real < total:
-            answers = answers.take(torch.arange(real, device=answers.entropy.device))
-        if not entries:
+        entries = list(where.entries or [0] * real)[:real]
+        steps = [self._of(row).steps for row in where.rows]
+        output = some_frames(now.output, range(real)) if real != where.batch else now.output
+        values = self._looks.look(steps, where.rows, entries, output)
+        if values is None:
             return
-        with torch.inference_mode(False), torch.no_grad():
-            steps = [one.steps for one in map(self._of, now.where.rows)]
-            found = self._looks.add(steps, now.where.rows, entries, answers, apart=None)
-            values = torch.stack(
-                [found.frames, found.information, found.flips, found.entropy, found.classes], dim=1
-            )
-        rows = tuple(now.where.rows)
+        rows = tuple(where.rows)
         of = [self._of(row) for row in rows]
         frames = [float(entries.count(k)) for k in range(len(rows))]
 
         def receive(arrived: Tensor) -> None:
             for row, one, new, each in zip(rows, of, frames, arrived.tolist(), strict=True):
                 if self._streams.get(row) is one and new:
-                    one.health = Health(entropy=each[3], classes=each[4], flips=each[2])
-                    self._compare_with_usual(row, one, new, each[1], each[2])
+                    one.health, suspicious = self._looks.read(row, new, each)
+                    if suspicious and self._adapted(row):
+                        one.ladder.suspect()
 
         self._readouts.submit(values, receive)
-
-    def _compare_with_usual(
-        self, row: int, one: _Stream, frames: float, information: float, flips: float
-    ) -> None:
-        one.looked += frames
-        weight = min(1.0, frames / min(one.looked, _USUAL_FRAMES))
-        if one.looked > _KNOWN_FRAMES and self._adapted(row):
-            less = information < _LESS_INFORMATION * one.information - _LEAST_INFORMATION
-            if less or flips > one.flips + _MORE_FLIPS:
-                one.ladder.suspect()
-        if math.isnan(one.information):
-            one.information, one.flips = information, flips
-        one.information += weight * (information - one.information)
-        one.flips += weight * (flips - one.flips)
 
     def _carry_out(
         self, step: int, row: int, stream: Hashable, action: Action, now: Comparison
@@ -542,30 +477,3 @@ class GuardBook:
                 frames=round(now.frames),
             )
         )
-
-
-def _real(where: StepRows) -> int:
-    """How many of the batch's frames are no padding."""
-    return (where.batch or 0) if where.valid is None else where.valid
-
-
-def _part(where: StepRows, chosen: Sequence[int]) -> StepRows:
-    """The rows, for some of the frames of the batch."""
-    return StepRows(
-        where.rows,
-        None if where.entries is None else [where.entries[k] for k in chosen],
-        where.elapsed_seconds,
-        batch=len(chosen),
-        ids=None if where.ids is None else [where.ids[k] for k in chosen],
-    )
-
-
-def _some(values: Any, chosen: Sequence[int]) -> Any:
-    """Some of the frames that tensors have in their first dimension."""
-    first, count = chosen[0], len(chosen)
-    if list(chosen) == list(range(first, first + count)):
-        return pytree.tree_map_only(Tensor, lambda t: t[first : first + count], values)
-    index = torch.tensor(chosen)
-    return pytree.tree_map_only(
-        Tensor, lambda t: t.index_select(0, upload(index, t.device)), values
-    )

@@ -100,6 +100,7 @@ class Runtime:
             readouts=self.readouts,
             layers=len(inventory.layers),
             clock=clock,
+            on_alarm=lambda row: self.guard.suspect(row),
         )
         self.phases = PhaseBook(
             self.outbox,

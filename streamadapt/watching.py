@@ -69,6 +69,7 @@ class DriftBook:
         readouts: brings scores to the host.
         layers: how many the model has.
         clock: seconds; the fleet's time.
+        on_alarm: called with the row of each alarm.
     """
 
     def __init__(
@@ -79,7 +80,9 @@ class DriftBook:
         readouts: Readouts,
         layers: int,
         clock: Callable[[], float],
+        on_alarm: Callable[[int], None] = lambda row: None,
     ) -> None:
+        self._on_alarm = on_alarm
         self._alarms, self._outbox, self._readouts, self._clock = alarms, outbox, readouts, clock
         self._names: tuple[DriftSource, ...] = tuple(
             name for name in DEPTHS if name in thirds(layers)
@@ -128,7 +131,7 @@ class DriftBook:
         one = self._of(row)
         if now == "settling":
             if before is not None:
-                self._alarm(step, stream, "estimator", math.nan, calibrated=False)
+                self._alarm(step, stream, row, "estimator", math.nan, calibrated=False)
         elif now == "following" or one.home != now:
             # What is usual under other statistics, or in another world, has to be learned anew.
             self._rereference(one)
@@ -191,7 +194,7 @@ class DriftBook:
         for name in (one for one in self._names if one in alarms):
             calibrated = one.monitor.calibrated_for(name)
             deviation = one.monitor.deviation(name, one.scores[name])
-            self._alarm(step, stream, name, deviation, calibrated=calibrated)
+            self._alarm(step, stream, row, name, deviation, calibrated=calibrated)
         if alarms:
             self._rereference(one)
 
@@ -215,7 +218,14 @@ class DriftBook:
         one.usual = None
 
     def _alarm(
-        self, step: int, stream: Hashable, by: DriftSource, deviation: float, *, calibrated: bool
+        self,
+        step: int,
+        stream: Hashable,
+        row: int,
+        by: DriftSource,
+        deviation: float,
+        *,
+        calibrated: bool,
     ) -> None:
         self._outbox.post(
             DriftDetected(
@@ -226,6 +236,7 @@ class DriftBook:
                 calibrated=calibrated,
             )
         )
+        self._on_alarm(row)
         assert self._fleet is not None
         behind = self._fleet.observe(self._clock(), stream)
         if behind:

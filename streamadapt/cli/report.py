@@ -1,4 +1,4 @@
-"""`streamadapt report`: what one or several replays showed, as a page, numbers, or a verdict."""
+"""`streamadapt report`: what replays showed, as a page or numbers; what journals say, in brief."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+from streamadapt.cli import report_verdict
 from streamadapt.cli.output import write
 from streamadapt.errors import ConfigurationError
 
@@ -20,14 +21,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="make a page of one or several replays, or hold them to conditions",
         description="Make one self-contained HTML page of what `streamadapt replay` kept. Runs of "
         "one scenario under several seeds are pooled; other scenarios follow one another. Exit "
-        "code 1 when a condition of --fail-on is true.",
+        "code 1 when a condition of --fail-on is true. With --verdict: of journals, say for each "
+        "stream whether adapting is worth it.",
     )
     parser.add_argument(
         "runs",
         metavar="RUN",
         type=Path,
         nargs="+",
-        help="a run directory, a folder of run directories, or a result file",
+        help="a run directory, a folder of run directories, or a result file; with --verdict a "
+        "journal's folder or file",
     )
     parser.add_argument(
         "-o",
@@ -53,9 +56,20 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="fail when it is true, as in 'error(EMA) > 0.35', 'gain(EMA, fog) < 0.1', "
         "'cost > 3'; error, gain, ece or cost; may be given several times",
     )
-    parser.add_argument("--json", metavar="FILE", help="write the numbers; `-` is stdout")
+    parser.add_argument(
+        "--json",
+        metavar="FILE",
+        nargs="?",
+        const="-",
+        help="write the numbers; `-`, or no FILE, is stdout",
+    )
     parser.add_argument("--csv", metavar="FILE", help="a line a seed, policy and domain visit")
     parser.add_argument("--picture", metavar="FILE", type=Path, help="an SVG of the first run")
+    parser.add_argument(
+        "--verdict",
+        action="store_true",
+        help="of journals kept in shadow mode with a guard: whether adapting is worth it",
+    )
     parser.set_defaults(handler=main)
 
 
@@ -66,6 +80,8 @@ def main(args: argparse.Namespace) -> int:
         ConfigurationError: a condition that cannot be read, an unknown policy, runs that clash.
         DataError: a run that cannot be read, or a file that cannot be written.
     """
+    if args.verdict:
+        return report_verdict.main(args)
     # Imported here, so that the other subcommands start without it.
     from streamadapt.replay.report import (
         Condition,

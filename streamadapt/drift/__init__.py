@@ -8,6 +8,7 @@ from streamadapt.drift.cusum import CUSUM as CUSUM
 from streamadapt.drift.detector import Detector as Detector
 from streamadapt.drift.e_detector import EDetector as EDetector
 from streamadapt.drift.entropy import EntropyTest as EntropyTest
+from streamadapt.drift.export import FrameExport as FrameExport
 from streamadapt.drift.monitor import FleetAlarm as FleetAlarm
 from streamadapt.drift.monitor import ScoreMonitor as ScoreMonitor
 from streamadapt.drift.page_hinkley import PageHinkley as PageHinkley
@@ -26,6 +27,7 @@ __all__ = [
     "EDetector",
     "EntropyTest",
     "FleetAlarm",
+    "FrameExport",
     "PageHinkley",
     "River",
     "ScoreMonitor",

@@ -24,8 +24,8 @@ from prometheus_client.registry import Collector
 from streamadapt.drift import Drift
 from streamadapt.errors import ConfigurationError, ModelStateError, StreamError
 from streamadapt.events import Phase
+from streamadapt.guard.known import Guarded
 from streamadapt.guard.ladder import GuardState
-from streamadapt.guarding import Guarded
 from streamadapt.instrumentation.tally import COUNTERS, HISTOGRAMS, Tally
 from streamadapt.processor import StreamProcessor
 
