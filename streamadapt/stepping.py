@@ -282,7 +282,8 @@ class Stepper:
             runtime.outbox.post(UpdateFailed(step=runtime.steps, error=one_line(error)))
             return "failed", None
         trouble.pop("update", None)
-        return "updated", committed
+        held = where.held is not None and all(where.held)
+        return ("held" if held else "updated"), committed
 
     def _settle(
         self,

@@ -44,8 +44,8 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _table(found: list[Verdict]) -> str:
-    head = ["stream", "frames", "windows", "gain, points", "95 % interval", "agreement", "guard acted"]
-    rows = [[*head, "advice"]]
+    head = ["stream", "frames", "windows", "gain, points", "95 % interval", "agreement"]
+    rows = [[*head, "guard acted", "advice"]]
     for one in found:
         known = one.low is not None and one.high is not None
         rows.append(

@@ -62,7 +62,7 @@ class FrameExport:
             stream: whose frames they are.
             step: number of the step.
             by: what asked for it.
-            frames: `[B, C, H, W]`, on any device.
+            frames: `[B, C, H, W]`, real, on any device.
 
         Returns:
             The file; None where the folder is full, or `frames` is something else.
@@ -73,6 +73,8 @@ class FrameExport:
         if not isinstance(frames, Tensor) or frames.dim() != 4 or not frames.numel():
             return None
         if frames.layout != torch.strided or frames.is_meta or frames.is_quantized:
+            return None
+        if frames.is_complex():
             return None
         with self._lock:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 _MOST_POSITIONS = 1024  # of a frame with an answer at every position
-_OF_INFORMATION, _OF_FLIPS, _OF_DIFFERENCE = 0.80, 0.49, 0.42
+COEFFICIENTS = (0.80, 0.49, 0.42)
+"""Of information, flips and differences in `estimated_gain`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,5 +97,6 @@ def estimated_gain(
     """
     most = frames.clamp(min=2.0, max=float(classes)).log()
     own, source = ((each / most).clamp(min=0.0) for each in (information, source_information))
-    told, wavers, differs = _OF_INFORMATION * (own - source), _OF_FLIPS * more_flips, unequal
-    return told - wavers - _OF_DIFFERENCE * differs * source.square()
+    of_information, of_flips, of_difference = COEFFICIENTS
+    told, wavers = of_information * (own - source), of_flips * more_flips
+    return told - wavers - of_difference * unequal * source.square()

@@ -280,7 +280,7 @@ class _Shape:
         meta = {**meta, "committed": [int(value) for value in verdict]}
         if healthy is not None:
             meta["healthy"] = [bool(value) for value in healthy]
-        if not (verdict > 0).any():
+        if meta["outcome"] == "updated" and not (verdict > 0).any():
             meta["outcome"] = "rejected"
         return Payload(
             meta,

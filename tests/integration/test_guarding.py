@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -340,3 +341,12 @@ def test_labels_need_a_guard_and_an_id_each() -> None:
             processor.reveal(["a"], [1])
         with pytest.raises(ConfigurationError, match="2 ids and 1 labels"):
             processor.reveal(["a", "b"], [1])
+
+
+def test_what_a_guard_did_is_replayed_from_the_journal(tmp_path: Path) -> None:
+    processor, events = watched(Classifier().eval(), journal=tmp_path)
+    with processor:
+        answered(processor, of_one_class(60, seed=0))
+    assert {"hold", "pin"} <= set(acts(events))
+    replay = sa.journal.replay_journal(tmp_path)
+    assert replay.same and replay.deviation < 1e-6

@@ -1,0 +1,1 @@
+"""What the guard notices, what it takes for harm, and what it does about it."""
