@@ -115,6 +115,22 @@ class FleetDriftDetected(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FramesExported(Event):
+    """Frames of a stream that alarmed were put into a file, for labelling."""
+
+    stream: Hashable
+    path: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameExportFailed(Event):
+    """They could not be written."""
+
+    stream: Hashable
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class SettlingPassed(Event):
     """The frames of a step went through the model once more, to measure a new world."""
 
@@ -184,9 +200,9 @@ class LayersUnobserved(Event):
 class AnswersCompared(Event):
     """The guard compared a stream's adapted answers with the source's, on the same frames.
 
-    `frames`: how many; `gain`: estimated share of right answers won by adapting, over the latest
-    256 compared frames since the statistics were last put elsewhere; `agreement`: share of equal
-    answers among these frames, None for outputs without classes.
+    `frames`: how many; `gain`: estimated share of right answers won by adapting, over some 256
+    compared frames, the latest above all, since the statistics were last put elsewhere;
+    `agreement`: share of equal answers among these frames, None for outputs without classes.
     """
 
     stream: Hashable

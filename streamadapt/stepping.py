@@ -144,6 +144,7 @@ class Stepper:
                     self._record(replace(facts, settling=True), settled, again)
                     if runtime.timing == "synchronous" and runtime.mode == "adapt":
                         output = again
+            runtime.drift.export(runtime.steps, call.frames, where)
             watch.mark()
             with runtime.state_lock:
                 verdict = None if committed is None else committed.verdict

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +15,19 @@ from streamadapt.drift.alarms import Alarms
 from streamadapt.drift.monitor import FleetAlarm, ScoreMonitor
 from streamadapt.drift.patient import PatientExecutor
 from streamadapt.drift.scores import DEPTHS, by_depth, thirds
-from streamadapt.events import DriftDetected, DriftSource, FleetDriftDetected, Phase
+from streamadapt.errors import one_line
+from streamadapt.events import (
+    DriftDetected,
+    DriftSource,
+    FleetDriftDetected,
+    FrameExportFailed,
+    FramesExported,
+    Phase,
+)
 from streamadapt.outbox import Outbox
+from streamadapt.parts import real_frames_of, some_frames
 from streamadapt.readout import Readouts
+from streamadapt.weighing import StepRows
 
 _LOOKS = 4  # at a stream for each value that detectors see
 _MEMORY_SECONDS = 600.0  # of what is usual in a layer
@@ -88,6 +99,7 @@ class DriftBook:
             name for name in DEPTHS if name in thirds(layers)
         )
         self._streams: dict[int, _Stream] = {}
+        self._to_export: dict[int, tuple[Hashable, str]] = {}
         self._fleet = None
         if alarms is not None:
             self._fleet = FleetAlarm(
@@ -136,6 +148,31 @@ class DriftBook:
             # What is usual under other statistics, or in another world, has to be learned anew.
             self._rereference(one)
             one.home = now
+
+    def export(self, step: int, frames: Any, where: StepRows) -> None:
+        """Put frames of the rows that alarmed since the last step into files."""
+        if not self._to_export or not isinstance(frames, Tensor):
+            return
+        assert self._alarms is not None and self._alarms.export is not None
+        for place, row in enumerate(where.rows):
+            if row not in self._to_export:
+                continue
+            stream, by = self._to_export.pop(row)
+            chosen = [
+                k
+                for k in range(real_frames_of(where))
+                if where.entries is None or where.entries[k] == place
+            ]
+            try:
+                own = some_frames(frames, chosen)
+                path = self._alarms.export.save(stream, step, by, own)
+            except (OSError, RuntimeError) as error:
+                self._outbox.post(
+                    FrameExportFailed(step=step, stream=stream, error=one_line(error))
+                )
+                continue
+            if path is not None:
+                self._outbox.post(FramesExported(step=step, stream=stream, path=str(path)))
 
     def forget(self, rows: Iterable[int]) -> None:
         """Rows were put on another state, or have another owner."""
@@ -237,6 +274,9 @@ class DriftBook:
             )
         )
         self._on_alarm(row)
+        assert self._alarms is not None
+        if self._alarms.export is not None:
+            self._to_export[row] = stream, by
         assert self._fleet is not None
         behind = self._fleet.observe(self._clock(), stream)
         if behind:

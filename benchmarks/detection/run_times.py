@@ -4,7 +4,8 @@ Autoregressive scores of correlation 0, 0.9 and 0.99, Gaussian and log-normal. E
 reference that is worth a hundred independent values, or as near that as chance has it, and is asked
 for one false alarm in ten thousand steps. Then come a hundred thousand steps without a change, and
 shifts by one and two deviations. River's detectors have no such question to answer: they run with
-their defaults.
+their defaults. The log-normal scores are the exponentials of the Gaussian ones: they ask whether
+logarithms are taken, and are no second sample.
 
 The promise of a whole camera is put to the test with three scores of correlation 0.9, each with a
 third of the false alarms: those of all cameras together are counted.

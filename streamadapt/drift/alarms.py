@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from streamadapt.drift.e_detector import EDetector
+from streamadapt.drift.export import FrameExport
 from streamadapt.drift.monitor import MONTH_SECONDS, MakeDetector
 from streamadapt.errors import ConfigurationError
 
@@ -20,6 +21,7 @@ class Alarms:
         detector: watches one score; see `ScoreMonitor`.
         fleet_cameras: alarms of so many different cameras are a fleet's alarm.
         fleet_window_seconds: if they come within so long.
+        export: where frames of streams that alarm are put, for labelling; None: nowhere.
         background: find thresholds in a thread beside the stream. Without, the step in which a
             reference has become long enough takes a second longer.
 
@@ -32,6 +34,7 @@ class Alarms:
     detector: MakeDetector = EDetector
     fleet_cameras: int = 5
     fleet_window_seconds: float = 600.0
+    export: FrameExport | None = None
     background: bool = True
 
     def __post_init__(self) -> None:

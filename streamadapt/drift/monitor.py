@@ -15,6 +15,7 @@ from streamadapt.errors import ConfigurationError
 
 MONTH_SECONDS = 30 * 86_400.0
 _FIRST_LOOK = 128  # values of a reference before it is asked whether it is long enough
+_STAND_IN = 25.0  # independent values that a first detector needs
 _LONGEST_REFERENCE = 40_000  # values; a score that still wanders then is watched uncalibrated
 
 MakeDetector = Callable[..., CalibratedDetector]
@@ -26,8 +27,9 @@ class ScoreMonitor:
     Scores come at whatever rate frames do; their means over `1 / rate_hz` seconds are what is
     watched, so that the promise is one in time. Each score collects a reference, until that is
     worth a hundred independent values, and is then watched by a detector of its own with its share
-    of the false alarms. From the first 128 values on, a detector of the reference so far stands in:
-    its threshold is higher, because the reference is short, and nothing is promised.
+    of the false alarms. From the worth of twenty-five on, and 128 values, a detector of the
+    reference so far stands in: its threshold is higher, because the reference is short, and nothing
+    is promised.
 
     Args:
         scores: their names.
@@ -199,7 +201,7 @@ class _Watch:
         """Make a detector of the reference so far: a first one early, then the one that is due."""
         model = AutoRegression.fit(self._reference)
         last = model.calibrated or len(self._reference) >= _LONGEST_REFERENCE
-        if last or (self._detector is None and not self._tried):
+        if last or (not self._tried and model.effective >= _STAND_IN):
             self._tried = True
             settings = {"expected_run_steps": self._steps, "seed": self._seed}
             if self._executor is None:

@@ -32,22 +32,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from streamadapt.guard.cells import EDGE, cells_of, measures
+from streamadapt.guard.places import ENOUGH_FRAMES, REPEATS, HostRow, Places
 from streamadapt.transfer import upload
 
 QUALITY = ("good", "nonfinite", "black", "saturated", "frozen", "shape")
 
 _PATIENCE_SECONDS = 600.0  # of nothing but black and saturated frames; then that is the world
-_SAMPLES, _SAMPLE_SECONDS = 32, 10.0
-_ENOUGH_FRAMES = 8
+_SAMPLES = 32
 _LOST_CONTRAST = 0.05  # of the usual
-_AT_MAXIMUM = 0.02  # of the frame's contrast
 _CLIPPED, _USUALLY_CLIPPED = 0.5999, 0.3  # of the cells; the former less rounding
-_REPEATS = 3
-_SETTLED_FRAMES, _STRANGE_FRAMES = 50, 8  # of one shape
-_EDGE = 16  # cells
-_HASHED = 4 * _EDGE * _EDGE  # cells of the first channels
+_HASHED = 4 * EDGE * EDGE  # cells of the first channels
 
-# Columns of the state: limits on a frame's values, see `_measures`, and on its repeats; seconds of
+# Columns of the state: limits on a frame's values, see `measures`, and on its repeats; seconds of
 # loss and good frames as of the last sample; the newest frame's values and repeats.
 _LIMITS, _LOST, _GOOD, _NEWEST, _RUN = slice(0, 6), 6, 7, slice(8, 13), 13
 _FRESH = (-1.0, -1.0, *[math.inf] * 4, -math.inf, 0.0, *[math.nan] * 5, 0.0)
@@ -85,8 +82,8 @@ class FrameGate:
     """
 
     def __init__(self, *, rows: int, device: torch.device) -> None:
-        self._hosts: dict[int, _HostRow] = {}
-        self._places: _Places | None = None
+        self._hosts: dict[int, HostRow] = {}
+        self._places: Places | None = None
         with torch.inference_mode(False), torch.no_grad():
             self._fresh = torch.tensor(_FRESH, dtype=torch.float32)
             self._state = self._fresh.repeat(rows, 1)
@@ -158,21 +155,21 @@ class FrameGate:
                 codes = torch.cat([codes, codes.new_zeros(padding)])
             return Judged((codes == 0).double(), codes, counts)
 
-    def _place(self, rows: Sequence[int], entries: Sequence[int] | None, count: int) -> _Places:
+    def _place(self, rows: Sequence[int], entries: Sequence[int] | None, count: int) -> Places:
         key = tuple(rows), (0,) * count if entries is None else tuple(entries[:count])
         if self._places is None or self._places.key != key:  # as a rule it is the last step's
-            hosts = [self._hosts.setdefault(row, _HostRow()) for row in rows]
-            self._places = _Places(*key, hosts, self._state.device)
+            hosts = [self._hosts.setdefault(row, HostRow()) for row in rows]
+            self._places = Places(*key, hosts, self._state.device)
         return self._places
 
     def _judge(
-        self, frames: Tensor, places: _Places, elapsed_seconds: Sequence[float]
+        self, frames: Tensor, places: Places, elapsed_seconds: Sequence[float]
     ) -> tuple[Tensor, Tensor]:
-        cells = _cells(frames)
+        cells = cells_of(frames)
         device = self._state.device
         if cells.device != device:
             cells = upload(cells, device) if cells.device.type == "cpu" else cells.to(device)
-        values = _measures(cells, self._hash)
+        values = measures(cells, self._hash)
         state = self._state.index_select(0, places.index)
         values = self._with_repeats(values, state, places)
         exceeds = values > places.of_frames(state[:, _LIMITS])
@@ -194,7 +191,7 @@ class FrameGate:
             self._sample(values, codes, places, due)
         return codes, counts
 
-    def _with_repeats(self, values: Tensor, state: Tensor, places: _Places) -> Tensor:
+    def _with_repeats(self, values: Tensor, state: Tensor, places: Places) -> Tensor:
         """Append how often on end a frame has equalled the one before it, exact to 3."""
         held = state[:, _RUN]
         equal = (values == places.before(state[:, _NEWEST], values)).all(dim=1)
@@ -207,7 +204,7 @@ class FrameGate:
         return values
 
     def _sample(
-        self, values: Tensor, codes: Tensor, places: _Places, due: Sequence[tuple[int, float]]
+        self, values: Tensor, codes: Tensor, places: Places, due: Sequence[tuple[int, float]]
     ) -> None:
         """Take a sample of the rows that are due, the median of their good frames of this step.
 
@@ -233,7 +230,7 @@ class FrameGate:
         waited = torch.where(on_end, (state[:, _LOST] + passed).clamp(min=0.0), -math.inf)
         anew = waited >= _PATIENCE_SECONDS
         state[:, _LOST] = waited.masked_fill(anew, -math.inf)
-        state[:, _GOOD] = (state[:, _GOOD] + since[:, 0]).clamp(max=_ENOUGH_FRAMES)
+        state[:, _GOOD] = (state[:, _GOOD] + since[:, 0]).clamp(max=ENOUGH_FRAMES)
 
         own = (places.entries == place.unsqueeze(1)) & (codes == 0)
         sample = values[:, 1:4].where(own.unsqueeze(2), math.nan)
@@ -243,110 +240,8 @@ class FrameGate:
         samples = samples.where(~here, sample)
         self._samples.index_copy_(0, index, samples)
         usual = samples.nanmedian(dim=1).values
-        state[:, _LIMITS] = _limits(usual, state[:, _GOOD] >= _ENOUGH_FRAMES)
+        state[:, _LIMITS] = _limits(usual, state[:, _GOOD] >= ENOUGH_FRAMES)
         self._state.index_copy_(0, index, state)
-
-
-class _HostRow:
-    """What the host knows of a row: its camera time, and the shape of its frames."""
-
-    def __init__(self) -> None:
-        self.samples = 0
-        self._age_seconds = self._sampled_seconds = 0.0
-        self._shape: tuple[int, ...] = ()
-        self._settled: tuple[int, ...] | None = None
-        self._length = self._strangers = 0
-
-    def due(self, elapsed_seconds: float) -> float | None:
-        """Seconds since the last sample where another is due: at first often, then every ten."""
-        if self.samples and 0.0 < elapsed_seconds < math.inf:  # nothing was before the first
-            self._age_seconds += elapsed_seconds
-        passed = self._age_seconds - self._sampled_seconds
-        if passed < min(_SAMPLE_SECONDS, self._age_seconds / _ENOUGH_FRAMES):
-            return None
-        self._sampled_seconds = self._age_seconds
-        self.samples += 1
-        return passed
-
-    def strange(self, shape: tuple[int, ...], frames: int) -> int:
-        """How many of a step's frames, the first ones, have a shape that is not the usual yet."""
-        if shape != self._shape:
-            self._shape, self._length = shape, 0
-        self._length += frames
-        strange = 0
-        if self._settled is not None and shape != self._settled:
-            strange = min(frames, _STRANGE_FRAMES - self._strangers)
-            self._strangers += strange
-            if self._strangers == _STRANGE_FRAMES:
-                self._settled = None
-        if self._length >= _SETTLED_FRAMES:
-            self._settled, self._strangers = shape, 0
-        return strange
-
-
-class _Places:
-    """Which frame of a step belongs to which of its rows, as indices on the device.
-
-    Args:
-        rows: bank rows.
-        entries: index into `rows` of each frame.
-        hosts: of the rows.
-        device: where the indices live.
-    """
-
-    def __init__(
-        self,
-        rows: tuple[int, ...],
-        entries: tuple[int, ...],
-        hosts: Sequence[_HostRow],
-        device: torch.device,
-    ) -> None:
-        self.key = rows, entries
-        self.hosts = hosts
-        self.frames = [0] * len(rows)
-        newest, before = list(range(len(rows))), []  # in what rows held, followed by the frames
-        for frame, place in enumerate(entries):
-            before.append(newest[place])
-            newest[place] = len(rows) + frame
-            self.frames[place] += 1
-        self.longest = min(max(self.frames), _REPEATS)
-        self._aligned = entries == tuple(range(len(rows)))
-        table = upload(torch.tensor([*rows, *entries, *before, *newest]), device)
-        parts = [len(rows), len(entries), len(entries), len(rows)]
-        self.index, self.entries, self._before, self._newest = table.split(parts)
-
-    def of_frames(self, per_row: Tensor) -> Tensor:
-        """Each frame's row, `[frames, ...]`; `[1, ...]` where there is one row."""
-        if self._aligned or len(per_row) == 1:
-            return per_row
-        return per_row.index_select(0, self.entries)
-
-    def per_row(self, per_frame: Tensor) -> Tensor:
-        """Sums over the frames of each row, `[rows, ...]`."""
-        if self._aligned:
-            return per_frame
-        out = per_frame.new_zeros(len(self.hosts), *per_frame.shape[1:])
-        return out.index_add_(0, self.entries, per_frame)
-
-    def before(self, held: Tensor, per_frame: Tensor) -> Tensor:
-        """What each frame's predecessor in its row had, `[frames, ...]`, given what rows held."""
-        if self._aligned:
-            return held
-        return torch.cat([held, per_frame]).index_select(0, self._before)
-
-    def last(self, held: Tensor, per_frame: Tensor) -> Tensor:
-        """What each row's newest frame has, `[rows, ...]`."""
-        if self._aligned:
-            return per_frame
-        return torch.cat([held, per_frame]).index_select(0, self._newest)
-
-    def first(self, counts: Sequence[int]) -> list[bool]:
-        """Which frames are among the first so many of their rows."""
-        left, out = list(counts), []
-        for place in self.key[1]:
-            out.append(left[place] > 0)
-            left[place] -= 1
-        return out
 
 
 def _code(bits: int) -> int:
@@ -372,53 +267,6 @@ def _limits(usual: Tensor, known: Tensor) -> Tensor:
         level + contrast,
         torch.where(known & (clipped < _USUALLY_CLIPPED), _CLIPPED, math.inf),
         torch.full_like(level, math.inf),
-        torch.where(known, _REPEATS - 0.5, math.inf),
+        torch.where(known, REPEATS - 0.5, math.inf),
     ]
     return torch.stack(columns, dim=1)
-
-
-def _measures(cells: Tensor, weights: Tensor) -> Tensor:
-    """Contrast twice, level, share of cells at the maximum, a hash: `[frames, 5]`."""
-    mean = cells.mean(dim=2, keepdim=True)
-    apart = cells - mean
-    flat = apart.flatten(1)
-    size = flat.shape[1]
-    contrast = torch.linalg.vector_norm(flat, dim=1) * size**-0.5
-    top = apart.amax(dim=2, keepdim=True)
-    near = apart >= torch.sub(top, contrast.view(-1, 1, 1), alpha=_AT_MAXIMUM)
-    share = near.flatten(1).float().mean(dim=1)
-    level = mean.flatten(1).mean(dim=1)
-    hashed = torch.linalg.vecdot(flat[:, :_HASHED], weights[:size])
-    return torch.stack([contrast, contrast, level, share, hashed], dim=1)
-
-
-def _cells(frames: Tensor) -> Tensor:
-    """Means over the cells of each channel, `[frames, channels, cells]` fp32."""
-    last = frames.shape[1] > 1 and frames.stride(1) == 1
-    # Rows are summed in the order of memory, which is three times as fast.
-    x, dim = (frames.permute(0, 2, 3, 1), 1) if last else (frames, 2)
-    tall, wide = (_cell_edge(x.shape[one]) for one in (dim, dim + 1))
-    sums = _chunk_sums(_chunk_sums(x, dim, tall), dim + 1, wide)
-    sums = sums.permute(0, 3, 1, 2) if last else sums
-    return sums.flatten(2) * (1.0 / (tall * wide))
-
-
-def _cell_edge(pixels: int) -> int:
-    """Of an edge: at most 16 cells, of four pixels at least where that leaves eight cells."""
-    return max(-(-pixels // _EDGE), min(4, -(-pixels // 8)))
-
-
-def _chunk_sums(x: Tensor, dim: int, size: int) -> Tensor:
-    """Sums over so many neighbours; of the rest at the end, scaled up, as if it were as many.
-
-    No matrix product: equal frames have equal sums to the bit, wherever in the batch they are.
-    """
-    shape = x.shape
-    whole, rest = divmod(shape[dim], size)
-    chunks = x.narrow(dim, 0, whole * size) if rest else x
-    chunks = chunks.view(*shape[:dim], whole, size, *shape[dim + 1 :])
-    sums = chunks.sum(dim=dim + 1, dtype=torch.float32)
-    if not rest:
-        return sums
-    end = x.narrow(dim, whole * size, rest).sum(dim=dim, keepdim=True, dtype=torch.float32)
-    return torch.cat([sums, end * (size / rest)], dim=dim)

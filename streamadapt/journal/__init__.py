@@ -11,6 +11,8 @@ from streamadapt.journal.replaying import JournalReplay as JournalReplay
 from streamadapt.journal.replaying import StreamReplay as StreamReplay
 from streamadapt.journal.replaying import replay_journal as replay_journal
 from streamadapt.journal.settings import Journal as Journal
+from streamadapt.journal.verdict import Verdict as Verdict
+from streamadapt.journal.verdict import verdicts as verdicts
 
 __all__ = [
     "Detector",
@@ -23,5 +25,7 @@ __all__ = [
     "RecordedStep",
     "Recorder",
     "StreamReplay",
+    "Verdict",
     "replay_journal",
+    "verdicts",
 ]

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import urllib.request
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import streamadapt as sa
-from streamadapt.drift import CUSUM, Alarms, AutoRegression
-from streamadapt.events import DriftDetected, Event, FleetDriftDetected, PhaseChanged
+from streamadapt.drift import CUSUM, Alarms, AutoRegression, FrameExport
+from streamadapt.events import (
+    DriftDetected,
+    Event,
+    FleetDriftDetected,
+    FrameExportFailed,
+    FramesExported,
+    PhaseChanged,
+)
 from streamadapt.instrumentation import PrometheusExporter
 
 SLOW = sa.estimators.EMA(momentum=1e-6)
@@ -182,3 +193,35 @@ def test_an_injected_drift_can_be_followed_from_outside() -> None:
         assert moved[alarms] == 1.0
         assert moved["streamadapt_fleet_drift_alarms_total"] == 0.0
         assert moved['streamadapt_drift_calibrated{stream="default"}'] == 0.0
+
+
+def test_frames_of_a_stream_that_alarms_are_kept_for_labelling(tmp_path: Path) -> None:
+    events: list[Event] = []
+    alarms = replace(QUICK, export=FrameExport(tmp_path / "to-label", frames=2))
+    with sa.StreamProcessor(
+        one_layer(), estimator=SLOW, alarms=alarms, max_streams=2, on_event=events.append
+    ) as processor:
+        for second in range(220):
+            moved = 1.0 if second >= 200 else 0.0
+            both = torch.cat([frames(second), frames(1000 + second, offset=moved)])
+            processor(both, streams=["calm"] * 4 + ["moved"] * 4, pts_seconds=float(second))
+    (told,) = [one for one in events if isinstance(one, FramesExported)]
+    assert told.stream == "moved"
+    kept = load_file(told.path)["frames"]
+    assert kept.shape == (2, 3, 8, 8)
+    assert torch.equal(kept[0], frames(1000 + told.step, offset=1.0)[0])
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    events: list[Event] = []
+    export = FrameExport(tmp_path / "to-label")
+    with sa.StreamProcessor(
+        one_layer(), estimator=SLOW, alarms=replace(QUICK, export=export), on_event=events.append
+    ) as processor:
+        for second in range(220):
+            if second == 199:
+                shutil.rmtree(tmp_path)
+                tmp_path.write_text("in the way")
+            moved = 1.0 if second >= 200 else 0.0
+            processor(frames(second, offset=moved), pts_seconds=float(second))
+    assert len([one for one in events if isinstance(one, FrameExportFailed)]) == 1

@@ -60,8 +60,8 @@ def test_frames_of_a_second_are_one_value() -> None:
 
 
 def test_until_the_reference_is_long_enough_nothing_is_promised_and_nothing_alarms() -> None:
-    monitor = ScoreMonitor("abc", expected_run_seconds=100.0)
-    values = scores(2000, 1, rho=0.97)  # worth one in sixty-six
+    monitor = ScoreMonitor("abc", expected_run_seconds=1e6)
+    values = scores(1200, 1, rho=0.97)  # worth one in sixty-six
     assert not shown(monitor, values)
     assert not monitor.calibrated
 
