@@ -68,6 +68,10 @@ bench: $(DEV_STAMP)
 	$(VENV)/bin/python -m benchmarks.adaptation.cost
 	$(VENV)/bin/python -m benchmarks.robustness.influence
 	$(VENV)/bin/python -m benchmarks.detection.run_times
+	$(VENV)/bin/python -m benchmarks.detection.video
+	$(VENV)/bin/python -m benchmarks.guard.gain
+	$(VENV)/bin/python -m benchmarks.guard.streams
+	$(VENV)/bin/python -m benchmarks.guard.domains
 	$(VENV)/bin/python -m benchmarks.publish
 
 # Hours: every method on every stream, and the experiments of the AdaBN paper. Only the digits come

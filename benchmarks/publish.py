@@ -13,6 +13,8 @@ import sys
 from typing import Any
 
 from benchmarks.adaptation import tables as adaptation
+from benchmarks.detection import tables as detection
+from benchmarks.guard import tables as guard
 from benchmarks.lab import tables
 from benchmarks.paper import document
 from benchmarks.record import RESULTS, markdown
@@ -22,6 +24,8 @@ DOCUMENTS = (
     "README.md",
     "docs/choosing-an-estimator.md",
     "docs/design.md",
+    "docs/detecting-drift.md",
+    "docs/guarding.md",
     "docs/journal.md",
     "docs/paper.md",
     "docs/results.md",
@@ -100,6 +104,8 @@ SECTIONS = {
     "journal": journal,
     "severities": severities,
     **adaptation.SECTIONS,
+    **detection.SECTIONS,
+    **guard.SECTIONS,
     **tables.SECTIONS,
     **document.SECTIONS,
 }

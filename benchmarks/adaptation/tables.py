@@ -23,7 +23,7 @@ def _load(name: str) -> dict[str, Any] | None:
     return content
 
 
-def _from(name: str) -> Callable[[Callable[[dict[str, Any]], str]], Callable[[], str]]:
+def from_result(name: str) -> Callable[[Callable[[dict[str, Any]], str]], Callable[[], str]]:
     """Make a table from a committed result, or say that there is none yet."""
 
     def table_of(build: Callable[[dict[str, Any]], str]) -> Callable[[], str]:
@@ -84,7 +84,7 @@ def _late(streams: dict[str, Any]) -> str:
     )
 
 
-@_from("adaptation-continual-cifar10-resnet20.json")
+@from_result("adaptation-continual-cifar10-resnet20.json")
 def headline(content: dict[str, Any]) -> str:
     """The README's: one row a stream."""
     results, rows = content["results"], []
@@ -111,7 +111,7 @@ def headline(content: dict[str, Any]) -> str:
     )
 
 
-@_from("adaptation-depth.json")
+@from_result("adaptation-depth.json")
 def depth(content: dict[str, Any]) -> str:
     """Where the shift sits."""
     rows = []
@@ -133,7 +133,7 @@ def depth(content: dict[str, Any]) -> str:
     )
 
 
-@_from("adaptation-imagenet.json")
+@from_result("adaptation-imagenet.json")
 def imagenet(content: dict[str, Any]) -> str:
     """MobileNetV2 by severity."""
     results, arguments = content["results"], content["arguments"]
@@ -155,7 +155,7 @@ def imagenet(content: dict[str, Any]) -> str:
     )
 
 
-@_from("adaptation-profiles.json")
+@from_result("adaptation-profiles.json")
 def profiles(content: dict[str, Any]) -> str:
     """With a profile and without."""
     rows = [
@@ -177,7 +177,7 @@ def profiles(content: dict[str, Any]) -> str:
     )
 
 
-@_from("adaptation-rates.json")
+@from_result("adaptation-rates.json")
 def rates(content: dict[str, Any]) -> str:
     """Batch sizes and frame rates."""
     found, arguments = content["results"]["settings"], content["arguments"]
@@ -193,7 +193,7 @@ def rates(content: dict[str, Any]) -> str:
     )
 
 
-@_from("adaptation-ablation.json")
+@from_result("adaptation-ablation.json")
 def ablation(content: dict[str, Any]) -> str:
     """The default without parts of it."""
     found, arguments = content["results"], content["arguments"]
@@ -208,7 +208,7 @@ def ablation(content: dict[str, Any]) -> str:
     )
 
 
-@_from("adaptation-answers.json")
+@from_result("adaptation-answers.json")
 def answers(content: dict[str, Any]) -> str:
     """What settling does to the information in the answers."""
     found, arguments = content["results"], content["arguments"]
@@ -226,7 +226,7 @@ def answers(content: dict[str, Any]) -> str:
     )
 
 
-@_from("adaptation-rivals.json")
+@from_result("adaptation-rivals.json")
 def rivals(content: dict[str, Any]) -> str:
     """The default beside other statistics-only methods."""
     found, arguments = content["results"]["methods"], content["arguments"]
@@ -245,7 +245,7 @@ def rivals(content: dict[str, Any]) -> str:
     )
 
 
-@_from("robustness-influence.json")
+@from_result("robustness-influence.json")
 def influence(content: dict[str, Any]) -> str:
     """What an attacker does to others."""
     rows = [

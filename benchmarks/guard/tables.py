@@ -1,0 +1,102 @@
+"""Tables of the guard's benchmarks, as the documents show them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.adaptation.tables import from_result
+from benchmarks.record import markdown
+
+
+@from_result("guard-gain.json")
+def gain(content: dict[str, Any]) -> str:
+    """How often a loss is told, by frames compared."""
+    results, arguments = content["results"], content["arguments"]
+    kinds = {
+        "loss of 5 points and more": "a loss of 5 points and more",
+        "loss of 10 points and more": "of 10 and more",
+        "gain": "a gain",
+        "no more than 2 points either way": "less than 2 points either way",
+        "gain of the default": "a gain of the default's",
+    }
+    header = ["frames compared", *kinds.values()]
+    rows = [
+        [count, *(f"{100 * each[kind][0]:.0f} %" for kind in kinds)]
+        for count, each in results["by_frames"].items()
+    ]
+    fitted = ", ".join(f"{value:.2f}" for value in results["fitted"])
+    return markdown(header, rows) + (
+        "\n\nHow often the estimate is below "
+        f"-{arguments['margin']:g}, by what adapting really did over the domain. CIFAR-10, "
+        "ResNet-20, test part, all corruptions; the default, two moving averages and batch "
+        f"statistics. Coefficients fitted on the tune part: {fitted}. Configuration "
+        f"`{arguments['configuration']}`."
+    )
+
+
+@from_result("guard-streams.json")
+def streams(content: dict[str, Any]) -> str:
+    """Errors, harm and rollbacks with and without a guard."""
+    rows = [
+        [
+            stream,
+            policy,
+            f"{100 * row['error']:.1f}",
+            f"{100 * row['source_error']:.1f}",
+            f"{row['harmful']} of {row['stretches']}",
+            f"{100 * row['worst']:+.1f}",
+            f"{row['rollbacks']} ({row['false_rollbacks']})" if "guarded" in policy else "",
+            f"{100 * row['compared']:.1f} %" if "guarded" in policy else "",
+        ]
+        for stream, each in content["results"].items()
+        for policy, row in each.items()
+    ]
+    header = [
+        "stream",
+        "estimator",
+        "error %",
+        "of the source %",
+        "harmful stretches",
+        "worst, points",
+        "rollbacks (false)",
+        "frames compared",
+    ]
+    arguments = content["arguments"]
+    return markdown(header, rows) + (
+        f"\n\nCIFAR-10, ResNet-20, test part, all corruptions, {len(arguments['seeds'])} seeds. A "
+        f"stretch of {arguments['stretch']} frames is harmful if adapted answers are five points "
+        "and more worse than the source's on it; a rollback is false if the 500 frames before it "
+        "were answered no worse than two points below the source. Configuration "
+        f"`{arguments['configuration']}`."
+    )
+
+
+@from_result("guard-domains.json")
+def domains(content: dict[str, Any]) -> str:
+    """Errors after changes with and without a memory of domains."""
+    results, arguments = content["results"], content["arguments"]
+    names = {
+        "without": "default",
+        "with": f"with a memory of {arguments['capacity']} domains",
+        "oracle": "AdaBN, whole domains",
+    }
+    rows = [
+        [
+            title,
+            f"{100 * results['errors'][name]:.2f}",
+            f"{results['settling_passes'][name]}" if name in results["settling_passes"] else "",
+        ]
+        for name, title in names.items()
+    ]
+    low, middle, high = (100 * value for value in results["with_less_without"])
+    return markdown(["statistics", "error %", "second forwards"], rows) + (
+        f"\n\nFirst {arguments['first_batches']} batches of visits {arguments['late_visits'][0]} to "
+        f"{arguments['late_visits'][1]} to four domains that come back, {len(arguments['seeds'])} "
+        f"seeds: the memory changes the error by {middle:+.2f} points ({low:+.2f} to {high:+.2f}), "
+        f"which is {100 * results['closer']:.0f} % of the way to AdaBN. On a stream where none "
+        f"comes back, {results['taken_for_known']} of {results['changes_to_new_domains']} changes "
+        f"were taken for a return. Configuration `{arguments['configuration']}`."
+    )
+
+
+SECTIONS = {"gain": gain, "guard": streams, "domains": domains}
