@@ -30,13 +30,15 @@ def run_times(content: dict[str, Any]) -> str:
         "of 2 SD",
     ]
     promise = results["promise"]
+    lengths = ", ".join(f"{steps:,}" for steps in arguments["references"].values())
+    chance = f"{promise['low']} to {promise['high']}"
     return markdown(header, rows) + (
-        f"\n\nAsked for one false alarm in {arguments['expected_run_steps']:,} steps; references of "
-        + ", ".join(f"{steps:,}" for steps in arguments["references"].values())
-        + f" steps at correlation {', '.join(arguments['references'])}; "
-        f"{arguments['series']} series. River's detectors have no run time to be asked for, and run "
-        f"with their defaults. All scores of a camera together: {promise['false_alarms']} false "
-        f"alarms where {promise['promised']:.0f} were promised ({promise['low']} to {promise['high']} would be chance), over "
+        f"\n\nAsked for one false alarm in {arguments['expected_run_steps']:,} steps; references "
+        f"of {lengths} steps at correlation {', '.join(arguments['references'])}; "
+        f"{arguments['series']} series. River's detectors have no run time to be asked for, and "
+        "run with their defaults. All scores of a camera together: "
+        f"{promise['false_alarms']} false alarms where {promise['promised']:.0f} were promised "
+        f"({chance} would be chance), over "
         f"{arguments['cameras'] * arguments['camera_steps']:,} steps of {arguments['cameras']} "
         f"cameras with {arguments['scores']} scores each."
     )

@@ -89,14 +89,31 @@ def domains(content: dict[str, Any]) -> str:
         for name, title in names.items()
     ]
     low, middle, high = (100 * value for value in results["with_less_without"])
+    first, last = arguments["late_visits"]
     return markdown(["statistics", "error %", "second forwards"], rows) + (
-        f"\n\nFirst {arguments['first_batches']} batches of visits {arguments['late_visits'][0]} to "
-        f"{arguments['late_visits'][1]} to four domains that come back, {len(arguments['seeds'])} "
-        f"seeds: the memory changes the error by {middle:+.2f} points ({low:+.2f} to {high:+.2f}), "
-        f"which is {100 * results['closer']:.0f} % of the way to AdaBN. On a stream where none "
-        f"comes back, {results['taken_for_known']} of {results['changes_to_new_domains']} changes "
-        f"were taken for a return. Configuration `{arguments['configuration']}`."
+        f"\n\nFirst {arguments['first_batches']} batches of visits {first} to {last} to four "
+        f"domains that come back, {len(arguments['seeds'])} seeds: the memory changes the error "
+        f"by {middle:+.2f} points ({low:+.2f} to {high:+.2f}), which is "
+        f"{100 * results['closer']:.0f} % of the way to AdaBN. On a stream where none comes back, "
+        f"{results['taken_for_known']} of {results['changes_to_new_domains']} changes were taken "
+        f"for a return. Configuration `{arguments['configuration']}`."
     )
 
 
-SECTIONS = {"gain": gain, "guard": streams, "domains": domains}
+@from_result("guard-cost.json")
+def cost(content: dict[str, Any]) -> str:
+    """What watching and guarding cost."""
+    rows = [
+        [name, row["phase"], f"{row['median']:.3f}", f"{row['mean']:.3f}", f"{row['p99']:.3f}"]
+        for name, row in content["results"].items()
+    ]
+    header = ["added to the default", "phase", "step time, median ratio", "mean", "p99 over p99"]
+    arguments = content["arguments"]
+    return markdown(header, rows) + (
+        f"\n\nResNet-50, batches of {arguments['batch']}, CPU, {arguments['pairs']} interleaved "
+        "pairs; A/A is the noise floor. Comparisons, one in two hundred frames once a stream is "
+        "known, come on top: a forward each."
+    )
+
+
+SECTIONS = {"gain": gain, "guard": streams, "domains": domains, "guard-cost": cost}
