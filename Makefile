@@ -72,6 +72,7 @@ bench: $(DEV_STAMP)
 	$(VENV)/bin/python -m benchmarks.guard.gain
 	$(VENV)/bin/python -m benchmarks.guard.streams
 	$(VENV)/bin/python -m benchmarks.guard.domains
+	$(VENV)/bin/python -m benchmarks.guard.injected
 	$(VENV)/bin/python -m benchmarks.guard.cost
 	$(VENV)/bin/python -m benchmarks.publish
 
