@@ -30,6 +30,9 @@ class Description:
         statistics: whether the model's own buffers are views of the bank, are written after each
             commit, or stay the source's while inputs are moved frame by frame.
         alignment: of the features in front of the head; None without one.
+        alarms: how drift is watched for; None: it is not.
+        guard: None without one.
+        domains: how many worlds of each stream are remembered.
     """
 
     model: str
@@ -40,6 +43,9 @@ class Description:
     backend: str
     statistics: str
     alignment: str | None
+    alarms: str | None
+    guard: str | None
+    domains: int
     frozen: bool
     max_streams: int
     streams: tuple[Hashable, ...]
@@ -64,8 +70,9 @@ class Description:
             f"  streams: {len(self.streams)} of {self.max_streams}; "
             f"snapshots: {', '.join(self.snapshots) or 'none'}",
         ]
-        if self.alignment is not None:
-            lines.append(f"  {self.alignment}")
+        lines += [f"  {one}" for one in (self.alignment, self.guard) if one is not None]
+        if self.domains:
+            lines.append(f"  remembers {self.domains} domains of each stream")
         width = max(len(layer.name) for layer in self.layers)
         lines += [
             f"  {layer.name:<{width}}  {layer.type}  {layer.channels:>5}  {layer.dtype}  "

@@ -56,12 +56,15 @@ class DomainBook:
         engine: whose rows they are; only an estimator that settles can use them.
         outbox: where it is told.
         readouts: brings distances to the host.
+
+    Attributes:
+        capacity: 0 as well where the estimator does not settle.
     """
 
     def __init__(
         self, capacity: int, *, engine: AdaptationEngine, outbox: Outbox, readouts: Readouts
     ) -> None:
-        self._capacity = capacity if engine.has_phases else 0
+        self.capacity = capacity if engine.has_phases else 0
         self._engine, self._outbox, self._readouts = engine, outbox, readouts
         self._streams: dict[int, _Stream] = {}
         self._due: list[tuple[int, Hashable, str, float]] = []
@@ -69,7 +72,7 @@ class DomainBook:
     @property
     def on(self) -> bool:
         """Whether anything is remembered."""
-        return self._capacity > 0
+        return self.capacity > 0
 
     def act(self, step: int) -> None:
         """Put rows on the domains that were recognised since the last step."""
@@ -183,7 +186,7 @@ class DomainBook:
             name = f"domain-{one.learned}"
         one.domains.append(_Domain(name, state, step, named))
         self._outbox.post(DomainLearned(step=step, stream=stream, domain=name))
-        if len(one.domains) > self._capacity:
+        if len(one.domains) > self.capacity:
             gone = min(one.domains, key=lambda domain: (domain.named, domain.used))
             one.domains.remove(gone)
             self._outbox.post(DomainForgotten(step=step, stream=stream, domain=gone.name))

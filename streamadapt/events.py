@@ -237,7 +237,7 @@ class GuardActed(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class GuardFailed(Event):
-    """A comparison raised; the output was returned, and it is tried again."""
+    """The guard could not judge frames, compare answers or act; the output was returned."""
 
     error: str
 

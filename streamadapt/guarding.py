@@ -88,6 +88,11 @@ class GuardBook:
         outbox: where its acts are told.
         readouts: brings comparisons to the host.
         phase_of: of a row, as far as it is known.
+        class_scores: outputs may be judged as such.
+
+    Attributes:
+        guard: as given.
+        failure: why answers could not be compared the last time; None if they could.
     """
 
     def __init__(
@@ -98,12 +103,13 @@ class GuardBook:
         outbox: Outbox,
         readouts: Readouts,
         phase_of: Callable[[int], Phase | None],
+        class_scores: bool,
     ) -> None:
-        self._guard, self._engine, self._outbox = guard, engine, outbox
+        self.guard, self._engine, self._outbox = guard, engine, outbox
         self._readouts, self._phase_of = readouts, phase_of
         self._streams: dict[int, _Stream] = {}
         self._due: list[tuple[int, Hashable, Action, Comparison]] = []
-        self._judges = True
+        self._judges = class_scores or (guard is not None and guard.health is not None)
         self.failure: str | None = None
         if guard is not None:
             rows = engine.bank.rows
@@ -137,7 +143,7 @@ class GuardBook:
 
         `counts`: frames of each stream, in the order of the rows.
         """
-        if self._guard is None:
+        if self.guard is None:
             return where
         for (stream, count), row, elapsed in zip(
             counts.items(), where.rows, where.elapsed_seconds, strict=True
@@ -181,7 +187,7 @@ class GuardBook:
 
     def watch(self, now: Comparing) -> None:
         """Look at a step's answers, and compare some of them with the source's where it is due."""
-        if self._guard is None or not self._judges or not now.where.batch:
+        if self.guard is None or not self._judges or not now.where.batch:
             return
         self._look(now)
         self._keep_states(now.where)
@@ -211,7 +217,7 @@ class GuardBook:
         source: Any,
     ) -> None:
         """Take in the answers to the same frames on adapted and on source statistics."""
-        if self._guard is None:
+        if self.guard is None:
             return
         if real_frames_of(where) < (where.batch or 0):
             real = list(range(real_frames_of(where)))
@@ -262,7 +268,7 @@ class GuardBook:
         Raises:
             ConfigurationError: there is no guard.
         """
-        if self._guard is None:
+        if self.guard is None:
             raise ConfigurationError("Labels are the guard's: give the processor `guard=`.")
         found = self._answers.take(ids, labels)
         told: dict[Hashable, list[tuple[bool, bool]]] = {}
@@ -291,12 +297,12 @@ class GuardBook:
 
     def suspect(self, row: int) -> None:
         """Something happened to a row that may have made its answers worse."""
-        if self._guard is not None:
+        if self.guard is not None:
             self._of(row).ladder.suspect()
 
     def phase_changed(self, row: int, now: Phase) -> None:
         """The estimator of a row took up something else."""
-        if self._guard is None:
+        if self.guard is None:
             return
         self._evidence.forget([row])
         one = self._of(row)
@@ -306,7 +312,7 @@ class GuardBook:
 
     def displaced(self, rows: Iterable[int]) -> None:
         """Rows were put on another state."""
-        if self._guard is None:
+        if self.guard is None:
             return
         rows = list(rows)
         self._evidence.forget(rows)
@@ -323,7 +329,7 @@ class GuardBook:
 
     def owners_changed(self, rows: Sequence[int]) -> None:
         """Rows belong to other streams."""
-        if self._guard is None:
+        if self.guard is None:
             return
         if self._gate is not None:
             self._gate.forget(rows)
@@ -340,7 +346,7 @@ class GuardBook:
 
     def of(self, row: int) -> Guarded | None:
         """What is known of a row; None without a guard."""
-        if self._guard is None:
+        if self.guard is None:
             return None
         one = self._streams.get(row)
         if one is None:
@@ -385,8 +391,8 @@ class GuardBook:
 
     def _of(self, row: int) -> _Stream:
         if row not in self._streams:
-            assert self._guard is not None
-            self._streams[row] = _Stream(Ladder(self._guard), StateRing(self._guard.snapshots))
+            assert self.guard is not None
+            self._streams[row] = _Stream(Ladder(self.guard), StateRing(self.guard.snapshots))
         return self._streams[row]
 
     def _adapted(self, row: int) -> bool:

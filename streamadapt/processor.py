@@ -67,8 +67,8 @@ class StreamProcessor(Readings):
             for `streamadapt replay --journal`. What the disk does not take is dropped and told,
             never waited for.
         class_scores: the model's `[frames, classes]` output is class scores, by which settling can
-            be judged (see `SettlingRefused`). Say False for embeddings and regressions. Outputs of
-            other shapes are never judged.
+            be judged (see `SettlingRefused`), and by the guard `[frames, classes, ...]` as well.
+            Say False for embeddings and regressions.
         alarms: how drift is watched for, by default with one false alarm a camera and month; None:
             not at all.
         guard: keeps out frames that are no picture, and takes back what hurts; None: nothing does.

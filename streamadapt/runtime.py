@@ -114,6 +114,7 @@ class Runtime:
             outbox=self.outbox,
             readouts=self.readouts,
             phase_of=self.phases.of,
+            class_scores=class_scores,
         )
         self.domains = DomainBook(
             domains, engine=self.engine, outbox=self.outbox, readouts=self.readouts

@@ -165,7 +165,9 @@ class Stepper:
             with runtime.state_lock:
                 runtime.domains.act(runtime.steps)
                 runtime.guard.act(runtime.steps)
-                return runtime.guard.admit(runtime.steps, call.frames, frames, where)
+                where = runtime.guard.admit(runtime.steps, call.frames, frames, where)
+            runtime.ledger.trouble.pop("guard", None)
+            return where
         except Exception as error:
             if not runtime.ledger.trouble.get("guard"):
                 log.exception("the guard failed; steps go on without it")

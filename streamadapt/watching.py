@@ -81,6 +81,9 @@ class DriftBook:
         layers: how many the model has.
         clock: seconds; the fleet's time.
         on_alarm: called with the row of each alarm.
+
+    Attributes:
+        alarms: as given.
     """
 
     def __init__(
@@ -94,7 +97,7 @@ class DriftBook:
         on_alarm: Callable[[int], None] = lambda row: None,
     ) -> None:
         self._on_alarm = on_alarm
-        self._alarms, self._outbox, self._readouts, self._clock = alarms, outbox, readouts, clock
+        self.alarms, self._outbox, self._readouts, self._clock = alarms, outbox, readouts, clock
         self._names: tuple[DriftSource, ...] = tuple(
             name for name in DEPTHS if name in thirds(layers)
         )
@@ -110,9 +113,9 @@ class DriftBook:
 
     def due(self, rows: Sequence[int], elapsed_seconds: Sequence[float]) -> bool:
         """Let time pass for rows; whether any of them is to be looked at in this step."""
-        if self._alarms is None:
+        if self.alarms is None:
             return False
-        pause, looks = 1.0 / (_LOOKS * self._alarms.rate_hz), False
+        pause, looks = 1.0 / (_LOOKS * self.alarms.rate_hz), False
         for row, elapsed in zip(rows, elapsed_seconds, strict=True):
             one = self._of(row)
             one.seconds += elapsed
@@ -138,7 +141,7 @@ class DriftBook:
         self, step: int, stream: Hashable, row: int, before: Phase | None, now: Phase
     ) -> None:
         """The estimator of a row took up something else."""
-        if self._alarms is None:
+        if self.alarms is None:
             return
         one = self._of(row)
         if now == "settling":
@@ -153,7 +156,7 @@ class DriftBook:
         """Put frames of the rows that alarmed since the last step into files."""
         if not self._to_export or not isinstance(frames, Tensor):
             return
-        assert self._alarms is not None and self._alarms.export is not None
+        assert self.alarms is not None and self.alarms.export is not None
         for place, row in enumerate(where.rows):
             if row not in self._to_export:
                 continue
@@ -165,7 +168,7 @@ class DriftBook:
             ]
             try:
                 own = some_frames(frames, chosen)
-                path = self._alarms.export.save(stream, step, by, own)
+                path = self.alarms.export.save(stream, step, by, own)
             except (OSError, RuntimeError) as error:
                 self._outbox.post(
                     FrameExportFailed(step=step, stream=stream, error=one_line(error))
@@ -200,13 +203,13 @@ class DriftBook:
 
     def _of(self, row: int) -> _Stream:
         if row not in self._streams:
-            assert self._alarms is not None
+            assert self.alarms is not None
             self._streams[row] = _Stream(
                 ScoreMonitor(
                     self._names,
-                    expected_run_seconds=self._alarms.expected_run_seconds,
-                    rate_hz=self._alarms.rate_hz,
-                    detector=self._alarms.detector,
+                    expected_run_seconds=self.alarms.expected_run_seconds,
+                    rate_hz=self.alarms.rate_hz,
+                    detector=self.alarms.detector,
                     executor=self._executor,
                 )
             )
@@ -237,14 +240,14 @@ class DriftBook:
 
     def _compare(self, one: _Stream) -> None:
         """Each layer with what is usual in it: a moving mean and variance of the logarithm."""
-        assert one.layers is not None and self._alarms is not None
+        assert one.layers is not None and self.alarms is not None
         log = np.log(np.maximum(one.layers, _LEAST_DISTANCE))
         count, mean, variance = one.usual or (0, log, np.zeros_like(log))
         mean = np.where(np.isfinite(mean), mean, log)  # of layers that had not run yet
         difference = log - mean
         spread = np.sqrt(np.maximum(variance, _LEAST_DISTANCE))
         one.deviations = difference / spread if count > 1 else np.full_like(log, np.nan)
-        longest = _MEMORY_SECONDS * _LOOKS * self._alarms.rate_hz
+        longest = _MEMORY_SECONDS * _LOOKS * self.alarms.rate_hz
         weight = 1.0 / min(count + 1, max(longest, 2.0))
         mean = np.where(np.isfinite(log), mean + weight * difference, mean)
         variance = np.nan_to_num((1.0 - weight) * (variance + weight * difference**2))
@@ -274,8 +277,8 @@ class DriftBook:
             )
         )
         self._on_alarm(row)
-        assert self._alarms is not None
-        if self._alarms.export is not None:
+        assert self.alarms is not None
+        if self.alarms.export is not None:
             self._to_export[row] = stream, by
         assert self._fleet is not None
         behind = self._fleet.observe(self._clock(), stream)

@@ -350,3 +350,19 @@ def test_what_a_guard_did_is_replayed_from_the_journal(tmp_path: Path) -> None:
     assert {"hold", "pin"} <= set(acts(events))
     replay = sa.journal.replay_journal(tmp_path)
     assert replay.same and replay.deviation < 1e-6
+
+
+def test_a_description_tells_of_the_guard() -> None:
+    processor, _ = watched(Classifier().eval(), estimator=sa.estimators.Restarting(), domains=3)
+    with processor:
+        text = str(processor.describe())
+        assert "Guard(share=0.005" in text and "remembers 3 domains" in text
+        assert processor.describe().alarms is None
+
+
+def test_embeddings_are_not_judged() -> None:
+    processor, events = watched(Classifier().eval(), guard=sa.Guard(share=1.0), class_scores=False)
+    with processor:
+        for step in range(30):
+            processor(scenes(shuffled(step), step))
+    assert not [one for one in events if isinstance(one, AnswersCompared)]
