@@ -307,6 +307,8 @@ class Stepper:
                 for row, count in zip(where.rows, counts, strict=True):
                     runtime.domains.follow(row, book.of(row), count)
         due = book.due(where.rows)
+        if where.held is not None:
+            due = [one and not held for one, held in zip(due, where.held, strict=True)]
         if not any(due):
             return None, None
         try:

@@ -21,6 +21,7 @@ from streamadapt.events import (
     GuardFailed,
     LabelsRevealed,
     RolledBack,
+    SettlingPassed,
     StepCompleted,
 )
 
@@ -366,3 +367,28 @@ def test_embeddings_are_not_judged() -> None:
         for step in range(30):
             processor(scenes(shuffled(step), step))
     assert not [one for one in events if isinstance(one, AnswersCompared)]
+
+
+def test_a_stream_that_is_pinned_does_not_settle() -> None:
+    settings = {"estimator": sa.estimators.Restarting(), "guard": sa.Guard(margin=0.1)}
+    processor, events = watched(Classifier().eval(), **settings)
+    offset = torch.linspace(-4, 4, CLASSES)[:, None, None]
+    with processor:
+        for step in range(60):
+            frames = scenes(shuffled(step), step, offset=offset)
+            ids = list(range(16))
+            processor(frames, ids=ids, pts_seconds=step * 0.64)
+            processor.reveal(ids, labels_of_the_source(frames))
+            if state_of(processor) == "pinned":
+                break
+        assert state_of(processor) == "pinned"
+        settled = len([one for one in events if isinstance(one, SettlingPassed)])
+        for step in range(60, 70):
+            processor(scenes(shuffled(step), step, offset=offset), pts_seconds=step * 0.64)
+        assert len([one for one in events if isinstance(one, SettlingPassed)]) == settled
+        assert processor.phase() == "settling"
+
+
+def labels_of_the_source(frames: Tensor) -> list[int]:
+    labels: list[int] = Classifier().eval()(frames).argmax(dim=1).tolist()
+    return labels
