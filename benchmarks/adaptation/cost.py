@@ -12,6 +12,7 @@ import copy
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,8 +44,8 @@ def frames(seed: int, *, gain: float) -> Tensor:
 class Stepper:
     """A processor that is shown batches at 25 frames a second, and the phase that it is in."""
 
-    def __init__(self, model: nn.Module, estimator: Estimator) -> None:
-        self.processor = StreamProcessor(copy.deepcopy(model), estimator=estimator)
+    def __init__(self, model: nn.Module, estimator: Estimator, **arguments: Any) -> None:
+        self.processor = StreamProcessor(copy.deepcopy(model), estimator=estimator, **arguments)
         self._shown = 0
 
     def __call__(self, batch: Tensor) -> float:

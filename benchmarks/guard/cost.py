@@ -9,16 +9,14 @@ known share of the frames.
 from __future__ import annotations
 
 import argparse
-import copy
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from benchmarks.adaptation.cost import BATCH, SIDE, WARM_UP, frames
+from benchmarks.adaptation.cost import BATCH, SIDE, WARM_UP, Stepper, frames
 from benchmarks.models import resnet50
 from benchmarks.record import (
     RESULTS,
@@ -29,7 +27,7 @@ from benchmarks.record import (
     table,
     write,
 )
-from streamadapt import Guard, StreamProcessor, adabn
+from streamadapt import Guard, adabn
 from streamadapt.drift import Alarms
 from streamadapt.estimators import Restarting
 
@@ -39,29 +37,12 @@ GUARDED: dict[str, Any] = {"alarms": Alarms(), "guard": Guard(share=0.0), "domai
 CANDIDATES = {"nothing (A/A)": PLAIN, "drift is watched": WATCHED, "with guard, domains": GUARDED}
 
 
-class Stepper:
-    """A processor that is shown batches at 25 frames a second."""
-
-    def __init__(self, model: nn.Module, material: float | None, arguments: dict[str, Any]) -> None:
-        self.processor = StreamProcessor(
-            copy.deepcopy(model), estimator=Restarting(material=material), **arguments
-        )
-        self._shown = 0
-
-    def __call__(self, batch: Tensor) -> float:
-        stamps = [(self._shown + k) / 25 for k in range(BATCH)]
-        self._shown += BATCH
-        started = time.perf_counter()
-        self.processor(batch, pts_seconds=stamps)
-        return time.perf_counter() - started
-
-
 def measure(
     model: nn.Module, candidate: dict[str, Any], *, gain: float, pairs: int
 ) -> dict[str, Any]:
     """Ratios of the candidate's step to the plain one's."""
-    material = 0.0 if gain != 1.0 else None
-    reference, other = (Stepper(model, material, one) for one in (PLAIN, candidate))
+    estimator = Restarting(material=0.0 if gain != 1.0 else None)
+    reference, other = (Stepper(model, estimator, **one) for one in (PLAIN, candidate))
     seconds: list[list[float]] = [[], []]
     with torch.no_grad():
         for number in range(pairs + WARM_UP):
