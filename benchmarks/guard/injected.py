@@ -3,8 +3,8 @@
 CIFAR-10, ResNet-20, clean shuffled images of the test part in batches of 16. After a while 640
 frames of something else come in: one frozen picture, pictures that were not normalised, or pictures
 that move away little by little, within the clip of every update. Then the clean ones go on, under
-statistics that do not fit them. Counted are the frames from there to the last stretch of 64 that is
-answered five points and more worse than by the source.
+statistics that do not fit them. Counted are the frames from there to the last stretch of 256 on
+which the answers, beside the source's, are five points and more worse than they were before.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from streamadapt.events import Event, FramesRejected, GuardActed
 from streamadapt.replay.split import Split
 
 BATCH, BEFORE, INJECTED, AFTER = 16, 1024, 640, 2048
-STRETCH, WORSE = 64, 0.05
+STRETCH, WORSE = 256, 0.05
 SEEDS = (0, 1, 2)
 POLICIES: dict[str, tuple[Estimator | None, Guard | None]] = {
     "EMA 0.02": (EMA(momentum=0.02), None),
@@ -96,16 +96,14 @@ def one(injection: str, policy: str, seed: int) -> dict[str, Any]:
             output = processor(frames, pts_seconds=(start + BATCH) / 25)
             right["adapted"].append(output.argmax(1).numpy() == labels[chosen])
             right["source"].append(source(frames).argmax(1).numpy() == labels[chosen])
-    first = (BEFORE + INJECTED) // BATCH
-    ours, theirs = (np.concatenate(right[name][first:]) for name in ("adapted", "source"))
-    gains = [
-        float(ours[k : k + STRETCH].mean() - theirs[k : k + STRETCH].mean())
-        for k in range(0, AFTER, STRETCH)
-    ]
-    worse = [k for k, gain in enumerate(gains) if gain <= -WORSE]
+    gain = np.concatenate(right["adapted"]).astype(float) - np.concatenate(right["source"])
+    usual = gain[BEFORE // 2 : BEFORE].mean()
+    after = gain[BEFORE + INJECTED :] - usual
+    starts = range(0, AFTER - STRETCH + 1, STRETCH // 4)
+    worse = [k for k in starts if after[k : k + STRETCH].mean() <= -WORSE]
     return {
-        "frames": STRETCH * (worse[-1] + 1) if worse else 0,
-        "mean_loss": -float(np.mean(gains[: 512 // STRETCH])),
+        "frames": worse[-1] + STRETCH if worse else 0,
+        "mean_loss": -float(after[:512].mean()),
         "acts": dict(Counter(e.action for e in events if isinstance(e, GuardActed))),
         "rejected": sum(e.frames for e in events if isinstance(e, FramesRejected)),
     }

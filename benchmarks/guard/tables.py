@@ -127,8 +127,8 @@ def injected(content: dict[str, Any]) -> str:
     return markdown(header, rows) + (
         f"\n\nCIFAR-10, ResNet-20, clean shuffled frames after {arguments['injected']} injected "
         f"ones, {len(arguments['seeds'])} seeds. Out of line is a stretch of "
-        f"{arguments['stretch']} frames that is answered five points and more worse than by the "
-        f"source. Configuration `{arguments['configuration']}`."
+        f"{arguments['stretch']} frames on which the answers, beside the source's, are five points "
+        f"and more worse than they were before. Configuration `{arguments['configuration']}`."
     )
 
 
