@@ -128,6 +128,7 @@ class Stepper:
                 raise
             runtime.announce(admission)
             runtime.newest_pts.update(newest)
+            runtime.drift.pass_time(where.rows, where.elapsed_seconds)
             outcome, committed = self._outcome(step, where)
             if committed is not None and committed.distances is not None:
                 with runtime.state_lock:
@@ -277,7 +278,7 @@ class Stepper:
         trouble.pop("unobserved", None)
         try:
             with runtime.state_lock:
-                looks = runtime.drift.due(where.rows, where.elapsed_seconds)
+                looks = runtime.drift.due(where.rows)
                 committed = runtime.engine.commit(step, where, distances=looks)
         except Exception as error:
             log.exception("the update failed; the statistics are unchanged")

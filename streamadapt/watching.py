@@ -111,17 +111,23 @@ class DriftBook:
         background = alarms is not None and alarms.background
         self._executor = PatientExecutor() if background else None
 
-    def due(self, rows: Sequence[int], elapsed_seconds: Sequence[float]) -> bool:
-        """Let time pass for rows; whether any of them is to be looked at in this step."""
+    def pass_time(self, rows: Sequence[int], elapsed_seconds: Sequence[float]) -> None:
+        """Frames of rows came, so long after those before them."""
+        if self.alarms is not None:
+            for row, elapsed in zip(rows, elapsed_seconds, strict=True):
+                self._of(row).seconds += elapsed
+
+    def due(self, rows: Sequence[int]) -> bool:
+        """Whether any of the rows is to be looked at; then all of them are."""
         if self.alarms is None:
             return False
-        pause, looks = 1.0 / (_LOOKS * self.alarms.rate_hz), False
-        for row, elapsed in zip(rows, elapsed_seconds, strict=True):
-            one = self._of(row)
-            one.seconds += elapsed
-            if one.seconds - one.looked >= pause * (1.0 - 1e-9):
-                one.looked, looks = one.seconds, True
-        return looks
+        pause = 1.0 / (_LOOKS * self.alarms.rate_hz)
+        streams = [self._of(row) for row in rows]
+        if all(one.seconds - one.looked < pause * (1.0 - 1e-9) for one in streams):
+            return False
+        for one in streams:
+            one.looked = one.seconds
+        return True
 
     def read(
         self, step: int, streams: Sequence[Hashable], rows: Sequence[int], distances: Tensor

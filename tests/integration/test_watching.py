@@ -225,3 +225,20 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
             moved = 1.0 if second >= 200 else 0.0
             processor(frames(second, offset=moved), pts_seconds=float(second))
     assert len([one for one in events if isinstance(one, FrameExportFailed)]) == 1
+
+
+def test_time_passes_between_the_looks_of_a_shadow() -> None:
+    events: list[Event] = []
+    with sa.StreamProcessor(
+        one_layer(),
+        estimator=SLOW,
+        mode="shadow",
+        shadow_every=2,
+        alarms=QUICK,
+        on_event=events.append,
+    ) as processor:
+        for step in range(600):
+            moved = 1.0 if step >= 500 else 0.0
+            processor(frames(step, offset=moved), pts_seconds=step / 2)  # a candidate a second
+    alarms = [one for one in events if isinstance(one, DriftDetected)]
+    assert len(alarms) == 1 and 500 <= alarms[0].step < 520
