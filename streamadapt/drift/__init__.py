@@ -12,6 +12,7 @@ from streamadapt.drift.export import FrameExport as FrameExport
 from streamadapt.drift.monitor import FleetAlarm as FleetAlarm
 from streamadapt.drift.monitor import ScoreMonitor as ScoreMonitor
 from streamadapt.drift.page_hinkley import PageHinkley as PageHinkley
+from streamadapt.drift.patient import PatientExecutor as PatientExecutor
 from streamadapt.drift.readout import Drift as Drift
 from streamadapt.drift.river import River as River
 from streamadapt.moments import location_scale_distance as location_scale_distance
@@ -29,6 +30,7 @@ __all__ = [
     "FleetAlarm",
     "FrameExport",
     "PageHinkley",
+    "PatientExecutor",
     "River",
     "ScoreMonitor",
     "location_scale_distance",
