@@ -83,8 +83,8 @@ def estimated_gain(
 
     `0.80 (i - i') - 0.49 (F - F') - 0.42 D i'^2`, `i = I / ln min(K, n)`. Answers that tell more of
     their frames are better ones, answers that waver from frame to frame are worse, and where the
-    source tells much, it is right, and what differs from it is not. The coefficients are a
-    least-squares fit (`docs/guarding.md`).
+    source tells much, it is right, and what differs from it is not. The coefficients are near
+    a least-squares fit (`docs/guarding.md`).
 
     Args:
         information: `I`, nats, `[...]`; see `information`.
