@@ -300,7 +300,7 @@ class GuardBook:
         if self.guard is not None:
             self._of(row).ladder.suspect()
 
-    def phase_changed(self, row: int, now: Phase) -> None:
+    def phase_changed(self, step: int, stream: Hashable, row: int, now: Phase) -> None:
         """The estimator of a row took up something else."""
         if self.guard is None:
             return
@@ -309,6 +309,8 @@ class GuardBook:
         one.ring.clear()
         if now == "following":
             one.ladder.renewed()
+        elif one.ladder.on_source() is not None:
+            self._tell(step, row, stream, "release", Comparison(math.nan, 0.0))
 
     def displaced(self, rows: Iterable[int]) -> None:
         """Rows were put on another state."""
@@ -324,7 +326,7 @@ class GuardBook:
     def released(self, rows: Iterable[int]) -> None:
         """Rows were put on another state by the user, who knows better."""
         for row in rows:
-            if row in self._streams and self._streams[row].ladder.holds:
+            if row in self._streams and self._streams[row].ladder.state != "watching":
                 del self._streams[row]
 
     def owners_changed(self, rows: Sequence[int]) -> None:
@@ -392,7 +394,8 @@ class GuardBook:
     def _of(self, row: int) -> _Stream:
         if row not in self._streams:
             assert self.guard is not None
-            self._streams[row] = _Stream(Ladder(self.guard), StateRing(self.guard.snapshots))
+            ladder = Ladder(self.guard, settles=self._engine.has_phases)
+            self._streams[row] = _Stream(ladder, StateRing(self.guard.snapshots))
         return self._streams[row]
 
     def _adapted(self, row: int) -> bool:
@@ -422,7 +425,7 @@ class GuardBook:
         """Copies of rows that nothing is wrong with."""
         for row in where.rows:
             one = self._of(row)
-            calm = not one.ladder.holds and not one.ladder.compares
+            calm = one.ladder.state == "watching" and not one.ladder.compares
             if calm and self._adapted(row) and one.ring.due(one.seen):
                 one.ring.add(one.seen, self._engine.bank.capture([row]))
 
@@ -461,10 +464,12 @@ class GuardBook:
             former = None
             if action == "rollback":
                 former = one.ring.older_than(one.seen - now.frames - _WINDOW_FRAMES)
-            if former is None:
+            if former is None or engine.has_phases:
                 engine.reset([row])
-                one.ladder.pin()
-                action, to = "pin", "source"
+                to = "source"
+                if action == "rollback" and not engine.has_phases:
+                    one.ladder.pin()
+                    action = "pin"
             else:
                 to = f"{one.seen - one.ring.frames[-1]:.0f} frames ago"
                 engine.restore([row], former)

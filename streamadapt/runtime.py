@@ -149,7 +149,7 @@ class Runtime:
         self, step: int, stream: Hashable, row: int, before: Phase | None, now: Phase
     ) -> None:
         self.drift.phase_changed(step, stream, row, before, now)
-        self.guard.phase_changed(row, now)
+        self.guard.phase_changed(step, stream, row, now)
         self.domains.phase_changed(step, stream, row, before, now)
 
     @property

@@ -52,12 +52,20 @@ class Ladder:
     still on their way from the device when statistics were touched are not heard: they rest on more
     than their own frames.
 
+    An estimator that settles measures the world anew when it is put on the source. It goes on while
+    the stream is held, because it may notice a change of domain by itself, which is what the loss
+    is from as a rule; and there is no use in drawing its statistics halfway.
+
+    Args:
+        guard: when it acts.
+        settles: the estimator does.
+
     Attributes:
         state: where it is.
     """
 
-    def __init__(self, guard: Guard) -> None:
-        self._guard = guard
+    def __init__(self, guard: Guard, *, settles: bool = False) -> None:
+        self._guard, self._settles = guard, settles
         self._longest = _BURST_FRAMES / guard.share - _BURST_FRAMES if guard.share else math.inf
         self.state: GuardState = "watching"
         self._level = 0  # steps that were taken and are not forgotten
@@ -72,7 +80,7 @@ class Ladder:
     @property
     def holds(self) -> bool:
         """Whether updates are stopped."""
-        return self.state != "watching"
+        return self.state == "pinned" or (self.state != "watching" and not self._settles)
 
     @property
     def compares(self) -> bool:
@@ -111,6 +119,13 @@ class Ladder:
             self._watch(_FIRST_FRAMES)
             self._burst = _BURST_FRAMES
 
+    def on_source(self) -> Action | None:
+        """The estimator has put the stream on the source by itself: there is nothing to hold."""
+        if self.state in ("watching", "pinned"):
+            return None
+        self._watch(_PROBATION_FRAMES)
+        return "release"
+
     def compared(self, now: Comparison, frames: float) -> Action | None:
         """A comparison over `now.frames`, the latest `frames` among them; what is to be done."""
         margin = self._guard.margin
@@ -134,7 +149,8 @@ class Ladder:
         if not lost:
             self._watch(_PROBATION_FRAMES)
             return "release"
-        self._level = min(max(self._level + 1, 2 if clear else 1), len(_STEPS))
+        least = 2 if clear or self._settles else 1
+        self._level = min(max(self._level + 1, least), len(_STEPS))
         action, self.state = _STEPS[self._level - 1]
         self._pause, self._late = float(_PAUSE_FRAMES), _LATE_FRAMES
         if action == "pin":
