@@ -54,7 +54,8 @@ class Ladder:
 
     An estimator that settles measures the world anew when it is put on the source. It goes on while
     the stream is held, because it may notice a change of domain by itself, which is what the loss
-    is from as a rule; and there is no use in drawing its statistics halfway.
+    is from as a rule; and there is no use in drawing its statistics halfway. It has compared answers
+    before it followed a domain, so harm is rare and has to be plainer: twice the margin.
 
     Args:
         guard: when it acts.
@@ -66,6 +67,7 @@ class Ladder:
 
     def __init__(self, guard: Guard, *, settles: bool = False) -> None:
         self._guard, self._settles = guard, settles
+        self._margin = (2.0 if settles else 1.0) * guard.margin
         self._longest = _BURST_FRAMES / guard.share - _BURST_FRAMES if guard.share else math.inf
         self.state: GuardState = "watching"
         self._level = 0  # steps that were taken and are not forgotten
@@ -128,8 +130,7 @@ class Ladder:
 
     def compared(self, now: Comparison, frames: float) -> Action | None:
         """A comparison over `now.frames`, the latest `frames` among them; what is to be done."""
-        margin = self._guard.margin
-        lost = now.gain < -margin and now.frames >= _SUSPECT_FRAMES
+        lost = now.gain < -self._margin and now.frames >= _SUSPECT_FRAMES
         self._late = 0.0 if now.frames <= frames else max(0.0, self._late - frames)
         if self.state == "pinned" or self._late > 0.0:
             return None
@@ -142,7 +143,7 @@ class Ladder:
                 if self._burst <= 0.0:
                     self._nothing_found()
             return None
-        clear = lost and now.gain < -_CLEAR * margin
+        clear = lost and now.gain < -_CLEAR * self._margin
         wanted = _DECIDING_FRAMES if self.state == "held" else _AGAIN_FRAMES
         if math.isnan(now.gain) or (now.frames < wanted and not clear):
             return None

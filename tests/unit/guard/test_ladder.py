@@ -370,14 +370,14 @@ def test_whatever_comes_the_steps_have_their_order(
 def test_an_estimator_that_settles_goes_on_while_it_is_held_and_starts_anew() -> None:
     ladder = Ladder(Guard(), settles=True)
     ladder.renewed()
-    assert ladder.compared(Comparison(-0.1, 64.0), 64.0) == "hold"
+    assert ladder.compared(Comparison(-0.15, 64.0), 64.0) == "hold"
     assert not ladder.holds and ladder.compares
-    assert ladder.compared(Comparison(-0.1, 128.0), 64.0) == "rollback"
+    assert ladder.compared(Comparison(-0.15, 128.0), 64.0) == "rollback"
     assert ladder.on_source() == "release"
     assert ladder.state == "watching"
     ladder.renewed()
-    assert ladder.compared(Comparison(-0.1, 64.0), 64.0) == "hold"
-    assert ladder.compared(Comparison(-0.1, 128.0), 64.0) == "pin"
+    assert ladder.compared(Comparison(-0.15, 64.0), 64.0) == "hold"
+    assert ladder.compared(Comparison(-0.15, 128.0), 64.0) == "pin"
     assert ladder.holds
 
 
@@ -385,7 +385,13 @@ def test_a_stream_on_the_source_by_itself_is_let_go() -> None:
     ladder = Ladder(Guard(), settles=True)
     assert ladder.on_source() is None
     ladder.renewed()
-    assert ladder.compared(Comparison(-0.1, 64.0), 64.0) == "hold"
+    assert ladder.compared(Comparison(-0.15, 64.0), 64.0) == "hold"
     assert ladder.on_source() == "release"
     ladder.pin()
     assert ladder.on_source() is None and ladder.state == "pinned"
+
+
+def test_an_estimator_that_settles_is_given_twice_the_margin() -> None:
+    for settles, action in ((False, "hold"), (True, None)):
+        ladder = Ladder(Guard(margin=0.05), settles=settles)
+        assert ladder.compared(Comparison(-0.09, 64.0), 64.0) == action
