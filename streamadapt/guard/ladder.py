@@ -54,8 +54,8 @@ class Ladder:
 
     An estimator that settles measures the world anew when it is put on the source. It goes on while
     the stream is held, because it may notice a change of domain by itself, which is what the loss
-    is from as a rule; and there is no use in drawing its statistics halfway. It has compared answers
-    before it followed a domain, so harm is rare and has to be plainer: twice the margin.
+    is from as a rule; and there is no use in drawing its statistics halfway. It has compared
+    answers before it followed a domain, so harm is rare and has to be plainer: twice the margin.
 
     Args:
         guard: when it acts.
