@@ -76,6 +76,9 @@ class Soak:
         ]
 
 
+_ALARMS = sa.drift.Alarms()
+
+
 def tiny_model() -> nn.Module:
     """Two convolutions with BatchNorm for `[N, 3, 16, 16]`, in evaluation mode."""
     torch.manual_seed(0)
@@ -92,12 +95,13 @@ def tiny_model() -> nn.Module:
     ).eval()
 
 
-def soak(steps: int, *, streams: int) -> Soak:
+def soak(steps: int, *, streams: int, alarms: sa.drift.Alarms | None = _ALARMS) -> Soak:
     """Run `steps` steps of a processor with as many rows as `streams`.
 
     Args:
         steps: at least 100.
         streams: rows; each batch then has a frame of each of four cameras, in changing order.
+        alarms: of the processor. Finding a detector's threshold takes some megabytes, once.
     """
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randn(BATCH, 3, 16, 16, generator=generator) + i / 4 for i in range(7)]
@@ -116,7 +120,7 @@ def soak(steps: int, *, streams: int) -> Soak:
     gc.collect()
     with (
         torch.inference_mode(),
-        sa.StreamProcessor(model, max_streams=streams, on_event=count) as processor,
+        sa.StreamProcessor(model, max_streams=streams, on_event=count, alarms=alarms) as processor,
     ):
         for step in range(steps):
             frames = batches[step % len(batches)]
