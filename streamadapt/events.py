@@ -108,6 +108,14 @@ class DriftDetected(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DriftFailed(Event):
+    """A detector raised; its scores of that moment are lost, and nothing else."""
+
+    stream: Hashable
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class FleetDriftDetected(Event):
     """So many streams had alarms within so short a time that it is no camera's own affair."""
 
@@ -237,7 +245,7 @@ class GuardActed(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class GuardFailed(Event):
-    """The guard could not judge frames, compare answers or act; the output was returned."""
+    """The guard, or the memory of domains, failed in something; the output was returned."""
 
     error: str
 

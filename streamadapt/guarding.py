@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -108,6 +109,7 @@ class GuardBook:
         self.guard, self._engine, self._outbox = guard, engine, outbox
         self._readouts, self._phase_of = readouts, phase_of
         self._streams: dict[int, _Stream] = {}
+        self._versions = itertools.count()  # of the statistics, over all rows and their owners
         self._due: list[tuple[int, Hashable, Action, Comparison]] = []
         self._judges = class_scores or (guard is not None and guard.health is not None)
         self.failure: str | None = None
@@ -320,7 +322,7 @@ class GuardBook:
         self._evidence.forget(rows)
         for row in rows:
             if row in self._streams:
-                self._streams[row].version += 1
+                self._streams[row].version = next(self._versions)
                 self._streams[row].labelled.clear()
 
     def released(self, rows: Iterable[int]) -> None:
@@ -395,7 +397,8 @@ class GuardBook:
         if row not in self._streams:
             assert self.guard is not None
             ladder = Ladder(self.guard, settles=self._engine.has_phases)
-            self._streams[row] = _Stream(ladder, StateRing(self.guard.snapshots))
+            ring = StateRing(self.guard.snapshots)
+            self._streams[row] = _Stream(ladder, ring, version=next(self._versions))
         return self._streams[row]
 
     def _adapted(self, row: int) -> bool:

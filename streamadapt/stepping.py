@@ -179,6 +179,8 @@ class Stepper:
     def _guard(self, call: Call, where: StepRows, streams: Sequence[Hashable], output: Any) -> None:
         """Let the guard look at the answers, and run the model again on some of the frames."""
         runtime = self._runtime
+        if runtime.guard.guard is None:
+            return
         device = runtime.engine.device
 
         def forward(frames: Any, part: StepRows) -> Any:
@@ -195,7 +197,18 @@ class Stepper:
             isinstance(one, Tensor) for one in others
         )
         now = Comparing(runtime.steps, streams, where, call.frames, output, forward, divisible)
-        runtime.guard.watch(now)
+        self._beside("guard", lambda: runtime.guard.watch(now))
+
+    def _beside(self, what: str, do: Callable[[], None]) -> None:
+        """Do what the output does not wait for and must not suffer from."""
+        runtime = self._runtime
+        try:
+            do()
+            runtime.ledger.trouble.pop(what, None)
+        except Exception as error:
+            log.exception("the %s failed; the output is returned", what)
+            runtime.ledger.trouble[what] = f"the {what} failed: {one_line(error)}"
+            runtime.outbox.post(GuardFailed(step=runtime.steps, error=one_line(error)))
 
     def _record(self, facts: RecordedStep, committed: Committed | None, output: Any) -> None:
         """Put a commit into the journal, before the next one changes the rows."""
@@ -304,9 +317,12 @@ class Stepper:
         assert committed.phase is not None and step is not None and step.entries is not None
         with runtime.state_lock:
             book.read(number, streams, where.rows, committed.phase)
-            if runtime.domains.on:
+
+            def follow() -> None:
                 for row, count in zip(where.rows, counts, strict=True):
                     runtime.domains.follow(row, book.of(row), count)
+
+            self._beside("domain memory", follow)
         due = book.due(where.rows)
         if where.held is not None:
             due = [one and not held for one, held in zip(due, where.held, strict=True)]
@@ -351,7 +367,10 @@ class Stepper:
             runtime.readouts.submit(settled.verdict, receive)
             if settled.healthy is not None:
                 runtime.readouts.submit(settled.healthy, judge)
-            runtime.domains.compare(number, streams, where.rows, due)
+            self._beside(
+                "domain memory",
+                lambda: runtime.domains.compare(number, streams, where.rows, due),
+            )
             book.read(number, streams, where.rows, settled.phase)
         return output, settled
 

@@ -18,6 +18,7 @@ from streamadapt.drift.scores import DEPTHS, by_depth, thirds
 from streamadapt.errors import one_line
 from streamadapt.events import (
     DriftDetected,
+    DriftFailed,
     DriftSource,
     FleetDriftDetected,
     FrameExportFailed,
@@ -139,7 +140,10 @@ class DriftBook:
             for stream, row, seconds, layers in zip(
                 streams, rows, times, values.numpy(), strict=True
             ):
-                self._take(step, stream, row, seconds, layers)
+                try:
+                    self._take(step, stream, row, seconds, layers)
+                except Exception as error:  # a detector's, which may be the user's
+                    self._outbox.post(DriftFailed(step=step, stream=stream, error=one_line(error)))
 
         self._readouts.submit(distances, receive)
 
@@ -175,7 +179,7 @@ class DriftBook:
             try:
                 own = some_frames(frames, chosen)
                 path = self.alarms.export.save(stream, step, by, own)
-            except (OSError, RuntimeError) as error:
+            except Exception as error:  # a disk's, as a rule
                 self._outbox.post(
                     FrameExportFailed(step=step, stream=stream, error=one_line(error))
                 )
@@ -193,7 +197,11 @@ class DriftBook:
         one = self._streams.get(row)
         if one is None or one.layers is None or one.deviations is None:
             return Scores()
-        found = {name: one.monitor.deviation(name, one.scores[name]) for name in self._names}
+        found = {
+            name: one.monitor.deviation(name, one.scores[name])
+            for name in self._names
+            if name in one.scores
+        }
         return Scores(
             observed=tuple(one.layers.tolist()),
             observed_deviations=tuple(one.deviations.tolist()),

@@ -392,3 +392,14 @@ def test_a_stream_that_is_pinned_does_not_settle() -> None:
 def labels_of_the_source(frames: Tensor) -> list[int]:
     labels: list[int] = Classifier().eval()(frames).argmax(dim=1).tolist()
     return labels
+
+
+def test_labels_of_a_rows_former_owner_do_not_count() -> None:
+    processor, _ = watched(Classifier().eval(), when_full="evict")
+    with processor:
+        processor(scenes(shuffled(0), 0), streams="before", ids=list(range(16)))
+        processor(scenes(shuffled(1), 1), streams="after")
+        right = labels_of_the_source(scenes(shuffled(0), 0))
+        assert processor.reveal(list(range(16)), right) == 16
+        known = processor.guarded("after")
+    assert known is not None and known.gain != known.gain

@@ -19,6 +19,7 @@ import streamadapt as sa
 from streamadapt.drift import CUSUM, Alarms, AutoRegression, FrameExport
 from streamadapt.events import (
     DriftDetected,
+    DriftFailed,
     Event,
     FleetDriftDetected,
     FrameExportFailed,
@@ -242,3 +243,38 @@ def test_time_passes_between_the_looks_of_a_shadow() -> None:
             processor(frames(step, offset=moved), pts_seconds=step / 2)  # a candidate a second
     alarms = [one for one in events if isinstance(one, DriftDetected)]
     assert len(alarms) == 1 and 500 <= alarms[0].step < 520
+
+
+class Broken(CUSUM):
+    def update(self, value: float) -> None:
+        raise ValueError("no more")
+
+
+def test_a_detector_that_raises_is_told_and_the_output_returned() -> None:
+    events: list[Event] = []
+    alarms = Alarms(
+        detector=lambda model, **_: Broken(model, expected_run_steps=10.0, threshold=1.0),
+        background=False,
+    )
+    with sa.StreamProcessor(
+        one_layer(), estimator=SLOW, alarms=alarms, on_event=events.append
+    ) as processor:
+        for second in range(200):
+            assert processor(frames(second), pts_seconds=float(second)).shape == (4, 5)
+    failed = [one for one in events if isinstance(one, DriftFailed)]
+    assert failed and failed[0].error == "ValueError: no more"
+
+
+def test_a_third_of_the_layers_that_never_ran_has_no_score() -> None:
+    class Partly(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.used(x)
+            return out
+
+    with sa.StreamProcessor(Partly().eval(), estimator=SLOW) as processor:
+        processor(frames(0))
+        assert set(processor.drift().scores) == {"early", "model"}
