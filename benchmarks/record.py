@@ -88,6 +88,18 @@ def paired_ratios(candidate: ArrayLike, before: ArrayLike, after: ArrayLike) -> 
     return Ratios(float(middle), float(low), float(high), len(ratios))
 
 
+def poisson_interval(mean: float, *, outside: float = 0.05) -> tuple[int, int]:
+    """Counts beyond which, either way, lies half of `outside` at most."""
+    below, low, count = 0.0, 0, 0
+    while True:
+        below += math.exp(count * math.log(mean) - mean - math.lgamma(count + 1))
+        if below < outside / 2:
+            low = count + 1
+        if below >= 1.0 - outside / 2:
+            return low, count
+        count += 1
+
+
 def environment(device: str | torch.device = "cpu") -> dict[str, Any]:
     """Hardware, versions, commit and date: what a number depends on."""
     device = torch.device(device)

@@ -26,7 +26,7 @@ import numpy as np
 import river.drift
 from numpy.typing import NDArray
 
-from benchmarks.record import RESULTS, Claim, environment, report, table, write
+from benchmarks.record import RESULTS, Claim, environment, poisson_interval, report, table, write
 from streamadapt.drift import (
     CUSUM,
     AutoRegression,
@@ -117,12 +117,14 @@ class Fitted:
 def together(models: Sequence[AutoRegression]) -> AutoRegression:
     """One of all series. A coefficient of nought more changes no prediction."""
     order = max(model.order for model in models)
-    mean, deviation, innovation = (
+    mean, deviation, innovation, level, memory = (
         np.array([getattr(model, name) for model in models])
-        for name in ("mean", "deviation", "innovation")
+        for name in ("mean", "deviation", "innovation", "level", "memory")
     )
     phi = np.stack([np.pad(model.phi, (0, order - model.order)) for model in models])
-    return AutoRegression(mean, deviation, phi, innovation, np.empty(0), False, 0.0)
+    return AutoRegression(
+        mean, deviation, phi, innovation, np.empty(0), False, 0.0, level, memory
+    )
 
 
 def measure(name: str, rho: float, shape: str) -> dict[str, Any]:
@@ -198,18 +200,6 @@ def measure_promise() -> dict[str, Any]:
         "calibrated": float(np.mean(fitted.calibrated)),
         "by_camera": counts.reshape(CAMERAS, SCORES).sum(axis=1).tolist(),
     }
-
-
-def poisson_interval(mean: float, *, outside: float = 0.05) -> tuple[int, int]:
-    """Counts beyond which, either way, lies half of `outside` at most."""
-    below, low, count = 0.0, 0, 0
-    while True:
-        below += math.exp(count * math.log(mean) - mean - math.lgamma(count + 1))
-        if below < outside / 2:
-            low = count + 1
-        if below >= 1.0 - outside / 2:
-            return low, count
-        count += 1
 
 
 def summarise(found: dict[str, Any]) -> dict[str, Any]:

@@ -15,18 +15,28 @@ Array = NDArray[np.float64]
 
 ENOUGH = 100.0  # effective observations that a false-alarm rate can be promised from
 _LARGEST_ORDER = 8
+_MEMORIES = (16, 64, 256)  # steps that a level looks back, about
+_MEMORIES_SEEN = 8  # so many of them in a reference that a level is fitted from
+_SUPPOSED_MEMORY = 64  # steps
+_LEAST_REVERSION = 0.01  # of a deviation from the mean that is not carried on
 _LEAST_OBSERVATIONS = 16
 _LEAST_DEVIATION = 1e-9  # of a constant score, relative to its size
+_RUN = 64  # residuals on end
+_NO_LEVEL = np.float64(0.0)
+_BLOCK = 64  # steps that are averaged at a time
 
 
 @dataclass(frozen=True, eq=False)
 class AutoRegression:
     """How a score of one camera wanders while its world stays.
 
-    `y_t - mean = sum_k phi_k (y_(t-k) - mean) + e_t`, the `e` independent. Frames of a camera are
-    alike, so their scores are too; a threshold for independent values has many times the
-    false alarms on them. The order is the one of least BIC, the coefficients are Yule and Walker's,
-    which are always stationary. Scores that are positive and less skew in logarithms are taken in
+    `d_t = sum_k phi_k d_(t-k) + level l_(t-1) + e_t`, `d = y - mean`, the `e` independent, and
+    `l_t = l_(t-1) + (d_t - l_(t-1)) / memory` an exponential average. Frames of a camera are alike,
+    so their scores are too; a threshold for independent values has many times the false alarms on
+    them. The level stands for what wanders slowly under noise that hides it from a few lags: what
+    a scene shows for some minutes. Order and memory are those of least BIC, without a level as
+    well; coefficients are least squares' (without a level Yule and Walker's), kept from where they
+    would carry everything on. Scores that are positive and less skew in logarithms are taken in
     logarithms.
 
     The arrays may have a leading dimension: as many models as series.
@@ -36,14 +46,18 @@ class AutoRegression:
         deviation: standard deviation of the same.
         phi: coefficients of the deviations from the mean, `[..., order]`.
         innovation: standard deviation of `e`.
+        level: coefficient of the exponential average, `[...]`; 0: there is none.
+        memory: steps that it looks back; 1: there is none.
         residuals: the `e` of the reference over their deviation, centred; empty where there is a
             leading dimension.
         logarithmic: the model is of the logarithm.
         effective: independent observations that tell as much of the mean as the reference does,
-            `n (1 - sum phi)^2 deviation^2 / innovation^2`; `n (1 - rho) / (1 + rho)` at order 1.
+            `n (1 - level - sum phi)^2 deviation^2 / innovation^2`; `n (1 - rho) / (1 + rho)` at
+            order 1.
 
     Reference:
-        Bühlmann, "Sieve bootstrap for time series", Bernoulli 3(2), 1997.
+        Bühlmann, "Sieve bootstrap for time series", Bernoulli 3(2), 1997. Averages as regressors:
+        Corsi, "A simple approximate long-memory model", J. Financial Econometrics 7(2), 2009.
     """
 
     mean: Array
@@ -53,14 +67,24 @@ class AutoRegression:
     residuals: Array
     logarithmic: bool
     effective: float
+    level: Array | np.float64 = _NO_LEVEL
+    memory: float = 1.0
 
     @classmethod
-    def fit(cls, values: ArrayLike, *, logarithmic: bool | None = None) -> Self:
+    def fit(
+        cls,
+        values: ArrayLike,
+        *,
+        logarithmic: bool | None = None,
+        carried: float = 0.0,
+    ) -> Self:
         """From the scores of a stretch without a change, one a step.
 
         Args:
             values: `[steps]`, 16 at least; those that are not finite are left out.
             logarithmic: None: whatever is less skew.
+            carried: least share, of what lags do not carry on, that a level does, below 1: the
+                wandering that a short stretch cannot show.
 
         Raises:
             ConfigurationError: too few values, or logarithms of values that are not positive.
@@ -77,17 +101,44 @@ class AutoRegression:
         if logarithmic is None:
             logarithmic = positive and abs(_skewness(np.log(seen))) < abs(_skewness(seen))
         series = np.log(seen) if logarithmic else seen
-        mean, deviation = _standard(series[None])
-        centred = series[None] - mean[:, None]
-        order = _order(centred, deviation)
-        phi, innovation = _yule_walker(centred, order, deviation)
-        residuals = centred[0, order:].copy()
+        steps, mean = len(series), series.mean(keepdims=True)
+        centred = (series - mean)[:, None]
+        memories = [1, *(m for m in _MEMORIES if steps >= _MEMORIES_SEEN * m)]
+        largest = min(_LARGEST_ORDER, steps // 8)
+        candidates = []
+        for memory in memories:
+            moments = LaggedMoments(largest, memory)
+            moments.add(centred)
+            for order in range(1, largest + 1):
+                found = moments.coefficients(order, mean)
+                if _carries_on(found, memory):
+                    continue
+                terms = order + (memory > 1)
+                bic = 2.0 * steps * np.log(found.innovation[0]) + terms * np.log(steps)
+                candidates.append((float(bic), len(candidates), memory, found))
+        _, _, memory, found = min(candidates)
+        phi, level = found.phi[0], float(found.level[0])
+        if level < (least := carried * (1.0 - float(phi.sum()))):
+            level, memory = least, max(memory, _SUPPOSED_MEMORY)
+        order = len(phi)
+        average = levels(centred, 0.0 * mean, memory)[:, 0]
+        residuals = centred[order:, 0] - level * average[order - 1 : -1]
         for lag in range(1, order + 1):
-            residuals -= phi[0, lag - 1] * centred[0, order - lag : len(series) - lag]
-        residuals = (residuals - residuals.mean()) / innovation[0]
-        gain = (1.0 - phi[0].sum()) * deviation[0] / innovation[0]
-        effective = len(series) * min(float(gain**2), 1.0)
-        return cls(mean[0], deviation[0], phi[0], innovation[0], residuals, logarithmic, effective)
+            residuals -= phi[lag - 1] * centred[order - lag : steps - lag, 0]
+        innovation = found.innovation[0] if level == found.level[0] else residuals.std()
+        residuals = (residuals - residuals.mean()) / innovation
+        gain = (1.0 - level - phi.sum()) * found.deviation[0] / innovation
+        return cls(
+            mean[0],
+            found.deviation[0],
+            phi,
+            innovation,
+            residuals,
+            logarithmic,
+            steps * min(float(gain**2), 1.0),
+            np.float64(level),
+            memory,
+        )
 
     @property
     def order(self) -> int:
@@ -102,7 +153,7 @@ class AutoRegression:
     @property
     def gain(self) -> Array:
         """Shift of the innovations for a lasting shift of the score by one deviation, `[...]`."""
-        share: Array = (1.0 - self.phi.sum(-1)) * self.deviation / self.innovation
+        share: Array = (1.0 - self.level - self.phi.sum(-1)) * self.deviation / self.innovation
         return share
 
     def transformed(self, values: ArrayLike) -> Array:
@@ -120,9 +171,9 @@ class AutoRegression:
 
     def refitted(self, series: Array) -> AutoRegression:
         """Models of the same order from other references, `[steps, series]`."""
-        moments = LaggedMoments(self)
-        moments.add(series)
-        return moments.fitted()
+        moments = LaggedMoments.like(self)
+        moments.add(series - self.mean.astype(series.dtype))
+        return moments.fitted(self)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values; the residuals, which only serve to simulate, are left out."""
@@ -131,6 +182,8 @@ class AutoRegression:
             "deviation": float(self.deviation),
             "phi": self.phi.tolist(),
             "innovation": float(self.innovation),
+            "level": float(self.level),
+            "memory": float(self.memory),
             "logarithmic": self.logarithmic,
             "effective": self.effective,
         }
@@ -150,6 +203,8 @@ class AutoRegression:
             np.empty(0),
             bool(state["logarithmic"]),
             float(state["effective"]),
+            np.asarray(state.get("level", 0.0), dtype=np.float64),
+            float(state.get("memory", 1.0)),
         )
 
     def __repr__(self) -> str:
@@ -175,25 +230,47 @@ class Simulation:
         rng: np.random.Generator,
         dtype: DTypeLike = np.float64,
     ) -> None:
-        memory = 1.0 / max(1.0 - float(model.phi.sum()), 1e-3)
-        self.settling_steps = min(int(10 * memory), 5000)
+        left = max(1.0 - float(model.phi.sum()), 1e-3)
+        slow = left / max(left - float(model.level), 1e-3) * model.memory if model.level else 0.0
+        self.settling_steps = min(int(10 / left + 5 * slow), 5000)
         self._rng = rng
         self._mean, self._phi = model.mean.astype(dtype), model.phi.astype(dtype)
         self._innovations = (model.residuals * model.innovation).astype(dtype)
+        self._run, self._run_left = np.zeros(0, np.uint32), 0
         self._past = np.zeros((model.order, series), dtype)  # deviations, the oldest first
+        self._level, self._forgets = (
+            model.level.astype(dtype),
+            np.dtype(dtype).type(1 / model.memory),
+        )
+        self._average = np.zeros(series, dtype)
 
     def drawn(self, steps: int) -> Array:
         """The next values, `[steps, series]`."""
-        order, series = self._past.shape
         # Indices of 32 bits cost half as much as those of 64.
-        indices = self._rng.integers(len(self._innovations), size=(steps, series), dtype=np.uint32)
-        out = np.concatenate([self._past, self._innovations.take(indices)])
-        carried = np.empty_like(out[0])
-        for step in range(order, order + steps):
+        series, known = self._past.shape[1], len(self._innovations)
+        size = steps, series - series // 2
+        single = self._rng.integers(known, size=size, dtype=np.uint32)
+        if self._run_left <= 0:
+            self._run = self._rng.integers(known, size=series // 2, dtype=np.uint32)
+            self._run_left = _RUN
+        run = (self._run + np.arange(steps, dtype=np.uint32)[:, None]) % np.uint32(known)
+        self._run, self._run_left = self._run + np.uint32(steps), self._run_left - steps
+        return self._carried(self._innovations.take(np.concatenate([single, run], axis=1)))
+
+    def _carried(self, innovations: Array) -> Array:
+        """The values that follow from innovations, `[steps, series]` both."""
+        order = len(self._past)
+        out = np.concatenate([self._past, innovations])
+        carried, average = np.empty_like(out[0]), self._average
+        for step in range(order, len(out)):
             for lag in range(1, order + 1):
                 np.multiply(out[step - lag], self._phi[lag - 1], out=carried)
                 out[step] += carried
-        self._past = out[steps:]
+            if self._level:
+                out[step] += np.multiply(average, self._level, out=carried)
+                np.subtract(out[step], average, out=carried)
+                average += np.multiply(carried, self._forgets, out=carried)
+        self._past = out[len(innovations) :]
         values: Array = out[order:] + self._mean
         return values
 
@@ -203,91 +280,166 @@ class Simulation:
             yield self.drawn(min(longest, steps - begin))
 
 
+@dataclass(frozen=True, eq=False)
+class Coefficients:
+    """Of as many series, see `AutoRegression`; `deviation`, `innovation`, `level` `[series]`."""
+
+    deviation: Array
+    phi: Array
+    innovation: Array
+    level: Array
+
+
 class LaggedMoments:
     """What models of as many series are fitted from, collected a slice at a time.
 
-    Sums of products of deviations from the mean of `model`: of series of that model they do not
-    cancel, as those of raw values may.
+    Args:
+        order: the largest, of the models.
+        memory: of their level; 1: they have none.
     """
 
-    def __init__(self, model: AutoRegression) -> None:
-        self._model = model
+    def __init__(self, order: int, memory: float) -> None:
+        self._order, self._memory = order, memory
         self._steps = 0
 
-    def add(self, series: Array) -> None:
-        """The next values, `[steps, series]`."""
-        order = self._model.order
-        deviations = series - self._model.mean.astype(series.dtype)
+    @classmethod
+    def like(cls, model: AutoRegression) -> Self:
+        """For models like this one."""
+        return cls(model.order, model.memory)
+
+    def add(self, deviations: Array) -> None:
+        """The next deviations from what is about the mean, `[steps, series]`.
+
+        Sums of products of values far from nought would cancel.
+        """
+        order, series = self._order, deviations.shape[1]
         if not self._steps:
-            self._first = np.zeros((0, deviations.shape[1]))
+            self._first = np.zeros((0, series))
             self._last = deviations[:0]
-            self._sum = np.zeros(deviations.shape[1])
-            self._products = np.zeros((order + 1, deviations.shape[1]))
+            self._sum = np.zeros(series)
+            self._products = np.zeros((order + 1, series))
+            self._average = np.zeros(series, deviations.dtype)
+            self._level_sum, self._level_products = np.zeros(series), np.zeros((order + 2, series))
         new = len(deviations)
         whole = np.concatenate([self._last, deviations])
-        for lag in range(order + 1):
+
+        def lagged(lag: int) -> tuple[Array, Array]:
+            """Values of this slice, and those before them that there are."""
             now = whole[max(len(whole) - new, lag) :]
-            before = whole[len(whole) - len(now) - lag : len(whole) - lag]
-            self._products[lag] += np.einsum("ts,ts->s", now, before)
+            return now, whole[len(whole) - len(now) - lag : len(whole) - lag]
+
+        for lag in range(order + 1):
+            self._products[lag] += np.einsum("ts,ts->s", *lagged(lag))
+        if self._memory > 1.0:
+            after = levels(deviations, self._average, self._memory)
+            level = np.concatenate([self._average[None], after[:-1]])  # before each of the values
+            self._average = after[-1]
+            self._level_sum += level.sum(axis=0)
+            for lag in range(order + 1):
+                _, before = lagged(lag)
+                self._level_products[lag] += np.einsum(
+                    "ts,ts->s", level[new - len(before) :], before
+                )
+            self._level_products[-1] += np.einsum("ts,ts->s", level, level)
         self._sum += deviations.sum(axis=0)
         self._first = np.concatenate([self._first, deviations[: order - len(self._first)]])
         self._last = whole[len(whole) - min(order, len(whole)) :]
         self._steps += new
 
-    def fitted(self) -> AutoRegression:
-        """A model of each series, of the order of the one they were made from."""
-        model, steps = self._model, self._steps
-        mean = self._sum / steps
-        covariance = np.empty((len(mean), model.order + 1))
-        for lag in range(model.order + 1):
+    def coefficients(self, order: int, about: Array) -> Coefficients:
+        """Of models of an order up to the largest.
+
+        Args:
+            order: so many lags.
+            about: what the deviations are from; what is constant is so beside it.
+        """
+        steps, mean = self._steps, self._sum / self._steps
+        covariance = np.empty((len(mean), order + 1))
+        for lag in range(order + 1):
             late = self._sum - self._first[:lag].sum(axis=0)
             early = self._sum - self._last[len(self._last) - lag :].sum(axis=0)
             total = self._products[lag] - mean * (late + early) + (steps - lag) * mean**2
             covariance[:, lag] = total / steps
-        mean += model.mean
         deviation = np.sqrt(np.maximum(covariance[:, 0], 0.0))
-        deviation = np.maximum(deviation, _LEAST_DEVIATION * (1.0 + np.abs(mean)))
-        phi, innovation = _solved(covariance, model.order, deviation)
+        deviation = np.maximum(deviation, _LEAST_DEVIATION * (1.0 + np.abs(about + mean)))
+        covariance[:, 0] = deviation**2
+        places = np.arange(order)
+        matrix, wanted = covariance[:, np.abs(places[:, None] - places)], covariance[:, 1:]
+        if self._memory > 1.0:
+            average = self._level_sum / steps
+            products = self._level_products / steps
+            across = (products[: order + 1] - average * mean).T
+            own = np.maximum(products[-1] - average**2, (_LEAST_DEVIATION * deviation) ** 2)
+            matrix = np.block(
+                [[matrix, across[:, 1:, None]], [across[:, None, 1:], own[:, None, None]]]
+            )
+            wanted = np.concatenate([wanted, across[:, :1]], axis=1)
+        solved = np.linalg.solve(matrix, wanted[..., None])[..., 0].astype(np.float64)
+        phi, level = solved[:, :order], np.zeros(len(mean))
+        if self._memory > 1.0:
+            most = 1.0 - _LEAST_REVERSION - phi.sum(axis=1)
+            level = solved[:, order] = np.clip(solved[:, order], 0.0, np.maximum(most, 0.0))
+        explained = 2.0 * (solved * wanted).sum(axis=1)
+        explained -= np.einsum("si,sij,sj->s", solved, matrix, solved)
+        variance = np.maximum(covariance[:, 0] - explained, (_LEAST_DEVIATION * deviation) ** 2)
+        return Coefficients(deviation, phi, np.sqrt(variance), level)
+
+    def fitted(self, model: AutoRegression) -> AutoRegression:
+        """A model of each series, of the order of the one whose mean the deviations are from."""
+        found = self.coefficients(model.order, model.mean)
         return AutoRegression(
-            mean, deviation, phi, innovation, np.empty(0), model.logarithmic, model.effective
+            model.mean + self._sum / self._steps,
+            found.deviation,
+            found.phi,
+            found.innovation,
+            np.empty(0),
+            model.logarithmic,
+            model.effective,
+            found.level,
+            model.memory,
         )
 
 
-def _standard(series: Array) -> tuple[Array, Array]:
-    mean, deviation = series.mean(axis=1), series.std(axis=1)
-    return mean, np.maximum(deviation, _LEAST_DEVIATION * (1.0 + np.abs(mean)))
+def levels(deviations: Array, before: Array, memory: float | Array) -> Array:
+    """Exponential averages with each of the deviations, `[steps, series]`.
+
+    Args:
+        deviations: `[steps, series]`.
+        before: the averages before the first, `[series]`.
+        memory: steps that they look back; a number, or one a series.
+    """
+    forgets = np.asarray(1.0 / np.asarray(memory), dtype=deviations.dtype)
+    out = np.empty_like(deviations)
+    if len(deviations) < 4 or forgets.ndim:
+        for now, value in zip(out, deviations, strict=True):
+            before = np.add(before, forgets * (value - before), out=now)
+        return out
+    block = min(len(deviations), _BLOCK)
+    powers = (1.0 - float(forgets)) ** np.arange(block + 1)
+    ages = np.arange(block)[:, None] - np.arange(block)
+    weights = np.where(ages >= 0, powers[np.maximum(ages, 0)] * float(forgets), 0.0)
+    weights, powers = weights.astype(deviations.dtype), powers.astype(deviations.dtype)
+    for first in range(0, len(deviations), block):
+        own = deviations[first : first + block]
+        size = len(own)
+        now = out[first : first + size]
+        np.matmul(weights[:size, :size], own, out=now)
+        now += powers[1 : size + 1, None] * before
+        before = now[-1]
+    return out
 
 
-def _yule_walker(centred: Array, order: int, deviation: Array) -> tuple[Array, Array]:
-    """Coefficients `[series, order]` and innovations' deviations `[series]`."""
-    steps = centred.shape[1]
-    covariance = np.stack(
-        [(centred[:, lag:] * centred[:, : steps - lag]).sum(1) / steps for lag in range(order + 1)],
-        axis=1,
-    )
-    return _solved(covariance, order, deviation)
-
-
-def _solved(covariance: Array, order: int, deviation: Array) -> tuple[Array, Array]:
-    """From covariances by lag, `[series, order + 1]`."""
-    covariance[:, 0] = deviation**2
-    places = np.arange(order)
-    matrix = covariance[:, np.abs(places[:, None] - places)]
-    phi: Array = np.linalg.solve(matrix, covariance[:, 1:, None])[..., 0].astype(np.float64)
-    variance = covariance[:, 0] - (phi * covariance[:, 1:]).sum(axis=1)
-    innovation: Array = np.sqrt(np.maximum(variance, (_LEAST_DEVIATION * deviation) ** 2))
-    return phi, innovation
-
-
-def _order(centred: Array, deviation: Array) -> int:
-    steps = centred.shape[1]
-    largest = min(_LARGEST_ORDER, steps // 8)
-
-    def criterion(order: int) -> float:
-        _, innovation = _yule_walker(centred, order, deviation)
-        return float(2.0 * steps * np.log(innovation[0]) + order * np.log(steps))
-
-    return min(range(1, largest + 1), key=criterion)
+def _carries_on(found: Coefficients, memory: float) -> bool:
+    """Whether a model with a level would never come back to its mean, or has none to speak of."""
+    if memory <= 1.0:
+        return False  # Yule and Walker's does
+    phi, level = found.phi[0], found.level[0]
+    step = np.zeros((len(phi) + 1, len(phi) + 1))
+    step[0, :-1], step[0, -1] = phi, level
+    step[1:-1, :-2] = np.eye(len(phi) - 1)
+    step[-1] = step[0] / memory
+    step[-1, -1] += 1.0 - 1.0 / memory
+    return level <= 0.0 or bool(np.abs(np.linalg.eigvals(step)).max() >= 1.0)
 
 
 def _skewness(values: Array) -> float:

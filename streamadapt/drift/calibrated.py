@@ -165,11 +165,11 @@ class CalibratedDetector(Detector):
         simulation = Simulation(model, _SERIES, rng, np.float32)
         for _ in simulation.slices(simulation.settling_steps, longest=longest):
             yield
-        moments = LaggedMoments(model)
+        moments = LaggedMoments.like(model)
         for values in simulation.slices(known, longest=longest):
-            moments.add(values)
+            moments.add(values - model.mean.astype(values.dtype))
             yield
-        own = moments.fitted()
+        own = moments.fitted(model)
         evidence = self._begin(own, _SERIES, np.float32)
         self._sweep(own, evidence, simulation.drawn(model.order))  # what past values are for
         self._forget(evidence)
@@ -202,7 +202,8 @@ def _exceeded_once_in(largest: Array, blocks: float) -> float:
     if share >= 10.0 / len(largest):
         return float(np.quantile(largest, 1.0 - share))
     start = float(np.quantile(largest, 1.0 - _TAIL))
-    slope = float((largest[largest > start] - start).mean())
+    beyond = largest[largest > start] - start
+    slope = float(beyond.mean()) if len(beyond) else start  # none: it can't say more
     return start + slope * math.log(_TAIL / share)
 
 

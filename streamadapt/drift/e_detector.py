@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from streamadapt.drift.autoregression import AutoRegression
+from streamadapt.drift.autoregression import AutoRegression, levels
 from streamadapt.drift.calibrated import EVERY, Array, CalibratedDetector, Evidence, Series
 
 _SIZES = np.array([[1.0], [-1.0], [2.0], [-2.0]])  # shifts, in deviations of the score
@@ -43,6 +43,7 @@ class EDetector(CalibratedDetector):
         kinds = len(_SIZES)
         return {
             "past": np.zeros((model.order, series), dtype),  # deviations, the oldest first
+            "level": np.zeros(series, dtype),
             # Weighted sums of likelihood ratios: of abrupt shifts by age, this step's first, ...
             "young": np.zeros((model.order, kinds, series), dtype),
             "old": np.zeros((kinds, series), dtype),  # ... of older ones, and of gradual ones
@@ -106,6 +107,11 @@ def _innovations(model: AutoRegression, evidence: Evidence, values: Array) -> Ar
     out = deviations[order:].copy()
     for lag in range(1, order + 1):
         out -= model.phi[..., lag - 1].astype(dtype) * deviations[order - lag : -lag]
+    if model.level.any():
+        after = levels(deviations[order:], evidence["level"], model.memory)
+        out[1:] -= model.level.astype(dtype) * after[:-1]
+        out[0] -= model.level.astype(dtype) * evidence["level"]
+        evidence["level"] = after[-1].copy()
     out /= model.innovation.astype(dtype)
     innovations: Array = out.clip(-_LARGEST_INNOVATION, _LARGEST_INNOVATION)
     return innovations

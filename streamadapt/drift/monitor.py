@@ -17,6 +17,8 @@ MONTH_SECONDS = 30 * 86_400.0
 _FIRST_LOOK = 128  # values of a reference before it is asked whether it is long enough
 _STAND_IN = 25.0  # independent values that a first detector needs
 _LONGEST_REFERENCE = 40_000  # values; a score that still wanders then is watched uncalibrated
+_LEAST_SHARE = 1 / 200  # of the run time that a promise is made from
+_CARRIED = 0.75  # of a deviation, by what may wander unseen in a reference that is too short
 
 MakeDetector = Callable[..., CalibratedDetector]
 
@@ -26,10 +28,11 @@ class ScoreMonitor:
 
     Scores come at whatever rate frames do; their means over `1 / rate_hz` seconds are what is
     watched, so that the promise is one in time. Each score collects a reference, until that is
-    worth a hundred independent values, and is then watched by a detector of its own with its share
-    of the false alarms. From the worth of twenty-five on, and 128 values, a detector of the
-    reference so far stands in: its threshold is higher, because the reference is short, and nothing
-    is promised.
+    worth a hundred independent values and a two-hundredth of the run time long, and is then watched
+    by a detector of its own with its share of the false alarms. From the worth of twenty-five on,
+    and 128 values, a detector of the reference so far stands in, and another one whenever that is
+    twice as long. Nothing is promised of it. What wanders slowly does not show in a short
+    reference, so it supposes that much does: it is for changes that are large or abrupt.
 
     Args:
         scores: their names.
@@ -58,9 +61,16 @@ class ScoreMonitor:
             raise ConfigurationError(f"`scores` must be different names, got {list(scores)}.")
         self.expected_run_seconds = float(expected_run_seconds)
         self.rate_hz = float(rate_hz)
-        steps = self.expected_run_seconds * self.rate_hz * len(scores)
+        run = self.expected_run_seconds * self.rate_hz
         self._watches = {
-            name: _Watch(detector, steps, seed, executor) for seed, name in enumerate(scores)
+            name: _Watch(
+                detector,
+                steps=run * len(scores),
+                least=min(run * _LEAST_SHARE, _LONGEST_REFERENCE),
+                seed=seed,
+                executor=executor,
+            )
+            for seed, name in enumerate(scores)
         }
         self._bin: int | None = None
         self._sums: dict[str, tuple[float, int]] = {}
@@ -144,9 +154,16 @@ class _Watch:
     """One score: its reference, and then its detector."""
 
     def __init__(
-        self, make: MakeDetector, steps: float, seed: int, executor: Executor | None
+        self,
+        make: MakeDetector,
+        *,
+        steps: float,
+        least: float,
+        seed: int,
+        executor: Executor | None,
     ) -> None:
-        self._make, self._steps, self._seed, self._executor = make, steps, seed, executor
+        self._make, self._steps, self._least = make, steps, least
+        self._seed, self._executor = seed, executor
         self.begin()
 
     def begin(self) -> None:
@@ -154,12 +171,14 @@ class _Watch:
         self._detector: CalibratedDetector | None = None
         self._reference: list[float] = []
         self._next_look = _FIRST_LOOK
-        self._learning, self._tried = True, False
+        self._learning, self._stand_in = True, 0  # values that the present one rests on
         self._made: Future[CalibratedDetector] | None = None
 
     @property
     def calibrated(self) -> bool:
-        return self._detector is not None and self._detector.calibrated
+        if self._detector is None or self._learning or self._made is not None:
+            return False
+        return self._detector.calibrated
 
     @property
     def warning(self) -> bool:
@@ -192,17 +211,21 @@ class _Watch:
         while self._next_look <= len(self._reference) and self._next_look < _LONGEST_REFERENCE:
             self._next_look = _later(self._next_look)
         if state["detector"] is not None:
-            self._tried, self._learning = True, bool(self._reference)
+            self._learning, self._stand_in = bool(self._reference), len(self._reference)
             model = AutoRegression.from_state_dict(state["detector"]["model"])
             self._detector = self._make(model, expected_run_steps=self._steps, threshold=0.0)
             self._detector.load_state_dict(state["detector"])
 
     def _look(self) -> None:
-        """Make a detector of the reference so far: a first one early, then the one that is due."""
+        """Make a detector of the reference so far where one is due."""
+        known = len(self._reference)
         model = AutoRegression.fit(self._reference)
-        last = model.calibrated or len(self._reference) >= _LONGEST_REFERENCE
-        if last or (not self._tried and model.effective >= _STAND_IN):
-            self._tried = True
+        promised = model.calibrated and known >= self._least
+        last = promised or known >= _LONGEST_REFERENCE
+        if last or (known >= 2 * self._stand_in and model.effective >= _STAND_IN):
+            self._stand_in = known
+            if not promised:
+                model = AutoRegression.fit(self._reference, carried=_CARRIED)
             settings = {"expected_run_steps": self._steps, "seed": self._seed}
             if self._executor is None:
                 self._detector = self._make(model, **settings)

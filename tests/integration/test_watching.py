@@ -83,7 +83,7 @@ def test_scores_by_depth_are_means_of_their_layers() -> None:
 
 def test_a_stream_that_moves_alarms_and_is_learned_anew() -> None:
     events: list[Event] = []
-    alarms = Alarms(expected_run_seconds=1e5, background=False)
+    alarms = Alarms(expected_run_seconds=5e4, background=False)
     model = one_layer()
     with sa.StreamProcessor(
         model, estimator=SLOW, alarms=alarms, on_event=events.append

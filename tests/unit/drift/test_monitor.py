@@ -42,7 +42,7 @@ def test_false_alarms_of_all_scores_together_come_as_often_as_was_promised() -> 
 
 
 def test_a_shift_of_one_score_is_that_scores_alarm() -> None:
-    monitor = ScoreMonitor("abc", expected_run_seconds=1e6, detector=CUSUM)
+    monitor = ScoreMonitor("abc", expected_run_seconds=1e5, detector=CUSUM)
     values = scores(900, 5)
     values[700:, 1] *= 3.0
     assert set(shown(monitor, values)) == {"b"}
@@ -66,8 +66,39 @@ def test_until_the_reference_is_long_enough_nothing_is_promised_and_nothing_alar
     assert not monitor.calibrated
 
 
+def test_a_promise_takes_a_two_hundredth_of_its_time() -> None:
+    monitor = ScoreMonitor(["a"], expected_run_seconds=2e5, detector=CUSUM)
+    values = np.random.default_rng(0).normal(size=1400).tolist()
+    for second, value in enumerate(values):
+        monitor.observe(second, {"a": value})
+        if second == 950:
+            assert not monitor.calibrated  # though its values are independent
+    assert monitor.calibrated
+
+
+def test_a_stand_in_sees_what_is_large_and_lets_slow_wandering_be() -> None:
+    """Scenes of some minutes, under noise: two minutes do not show how the hour goes."""
+    rng = np.random.default_rng(1)
+    alarms = found = 0
+    for _ in range(12):
+        monitor = ScoreMonitor(["a"])
+        scene = 0.0
+        for second in range(1500):
+            if rng.random() < 1 / 150:
+                scene = 0.4 * rng.normal()
+            assert not monitor.calibrated
+            alarms += len(monitor.observe(second, {"a": scene + rng.normal()}))
+        jump = [
+            monitor.observe(second, {"a": scene + 5.0 + rng.normal()})
+            for second in range(1500, 1560)
+        ]
+        found += any(jump)
+    assert alarms <= 1
+    assert found >= 11
+
+
 def test_a_known_new_world_is_learned_anew() -> None:
-    monitor = ScoreMonitor("abc", expected_run_seconds=1e6, detector=CUSUM)
+    monitor = ScoreMonitor("abc", expected_run_seconds=5e4, detector=CUSUM)
     shown(monitor, scores(600, 2))
     assert monitor.calibrated
     monitor.rereference()
@@ -78,7 +109,7 @@ def test_a_known_new_world_is_learned_anew() -> None:
 
 def test_thresholds_are_found_beside_the_stream() -> None:
     with ThreadPoolExecutor(1) as executor:
-        monitor = ScoreMonitor(["x"], detector=CUSUM, executor=executor)
+        monitor = ScoreMonitor(["x"], expected_run_seconds=1e4, detector=CUSUM, executor=executor)
         rng = np.random.default_rng(0)
         for second in range(140):
             monitor.observe(second, {"x": float(rng.normal())})
