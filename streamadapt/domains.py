@@ -13,15 +13,13 @@ from streamadapt.bank import RowState
 from streamadapt.engine import AdaptationEngine
 from streamadapt.errors import ConfigurationError
 from streamadapt.events import DomainForgotten, DomainLearned, DomainRecalled, Phase
-from streamadapt.moments import Moments, location_scale_distance
+from streamadapt.moments import Moments
 from streamadapt.outbox import Outbox
 from streamadapt.readout import Readouts
+from streamadapt.worlds import Worlds, moments_of
 
-_DEPTH = 1 / 2  # part of the layers, from the first one on, that a domain is known by
 _RECALLED = 0.2  # of the distance from the source, up to which it is that domain
 _SAME = 0.1  # of the distance from the source, up to which two are one
-_EVERY_FRAMES = 64.0  # that a domain is followed, between two copies of it
-_LEAST_AGE_FRAMES = 32.0  # of a copy when a change is noticed: it is of the time before
 
 
 @dataclass
@@ -35,8 +33,6 @@ class _Domain:
 @dataclass
 class _Stream:
     domains: list[_Domain] = field(default_factory=list)
-    copies: list[tuple[float, RowState]] = field(default_factory=list)
-    seen: float = 0.0
     learned: int = 0
     now: str | None = None  # the domain that it was recalled to
     doubted: str | None = None  # the one that it was not, as it turned out
@@ -54,6 +50,7 @@ class DomainBook:
         capacity: how many domains of a stream are kept; the one longest out of use goes first,
             those that were given a name last. 0: none.
         engine: whose rows they are; only an estimator that settles can use them.
+        worlds: keeps copies of what is followed.
         outbox: where it is told.
         readouts: brings distances to the host.
 
@@ -62,10 +59,17 @@ class DomainBook:
     """
 
     def __init__(
-        self, capacity: int, *, engine: AdaptationEngine, outbox: Outbox, readouts: Readouts
+        self,
+        capacity: int,
+        *,
+        engine: AdaptationEngine,
+        worlds: Worlds,
+        outbox: Outbox,
+        readouts: Readouts,
     ) -> None:
         self.capacity = capacity if engine.has_phases else 0
-        self._engine, self._outbox, self._readouts = engine, outbox, readouts
+        self._engine, self._worlds = engine, worlds
+        self._outbox, self._readouts = outbox, readouts
         self._streams: dict[int, _Stream] = {}
         self._due: list[tuple[int, Hashable, str, float]] = []
 
@@ -88,17 +92,6 @@ class DomainBook:
                 DomainRecalled(step=step, stream=stream, domain=name, distance=distance)
             )
 
-    def follow(self, row: int, phase: Phase | None, frames: float) -> None:
-        """Frames of a row went by, in that phase."""
-        if not self.on:
-            return
-        one = self._of(row)
-        one.seen += frames
-        if phase != "following":
-            return
-        if not one.copies or one.seen - one.copies[-1][0] >= _EVERY_FRAMES:
-            one.copies = [*one.copies[-1:], (one.seen, self._engine.bank.capture([row]))]
-
     def phase_changed(
         self, step: int, stream: Hashable, row: int, before: Phase | None, now: Phase
     ) -> None:
@@ -106,10 +99,9 @@ class DomainBook:
         if not self.on:
             return
         one = self._of(row)
-        if before == "following" and one.copies:
-            old = [state for when, state in one.copies if one.seen - when >= _LEAST_AGE_FRAMES]
-            self._keep(step, stream, one, old[-1] if old else one.copies[0][1], name=one.now)
-        one.copies = []
+        former = self._worlds.former(row)
+        if before == "following" and former is not None:
+            self._keep(step, stream, one, former, name=one.now)
         if now == "settling":
             one.doubted, one.now = one.now, None
         elif before == "settling":
@@ -196,10 +188,10 @@ class DomainBook:
         if not one.domains:
             return None
         with torch.inference_mode(False), torch.no_grad():
-            mine = self._moments(state)
-            others = self._stacked([domain.state for domain in one.domains])
-            distances = self._apart(mine, others)
-            source = self._apart(mine, self._source())
+            mine = moments_of([state])
+            others = moments_of([domain.state for domain in one.domains])
+            distances = self._worlds.apart(mine, others)
+            source = self._worlds.apart(mine, self._worlds.source())
             nearest = int(distances.argmin())
             same = bool(distances[nearest] < _SAME * source[0])
         return one.domains[nearest] if same else None
@@ -209,32 +201,14 @@ class DomainBook:
         with torch.inference_mode(False), torch.no_grad():
             aside = self._engine.bank.read([row]).aside
             assert aside is not None
-            others = self._stacked(states)
-            source = self._source()
+            others = moments_of(states)
+            source = self._worlds.source()
             together = Moments(
                 others.count,
                 torch.cat([source.mean, others.mean]),
                 torch.cat([source.var, others.var]),
             )
-            return self._apart(aside, together)
-
-    def _apart(self, one: Moments, others: Moments) -> Tensor:
-        layout = self._engine.layout
-        distance = location_scale_distance(one, others, layout.eps)
-        span = layout.leading(_DEPTH)
-        return layout.mean_over_leading(distance[..., span], _DEPTH)[..., 0]
-
-    def _source(self) -> Moments:
-        mean, var = self._engine.bank.source.double()
-        return Moments(torch.zeros_like(mean), mean[None], var[None])
-
-    def _moments(self, state: RowState) -> Moments:
-        data = state.data.double()
-        return Moments(torch.zeros_like(data[0, 0]), data[:, 0], data[:, 1])
-
-    def _stacked(self, states: Sequence[RowState]) -> Moments:
-        data = torch.cat([state.data[:, :2] for state in states]).double()
-        return Moments(torch.zeros_like(data[0, 0]), data[:, 0], data[:, 1])
+            return self._worlds.apart(aside, together)
 
 
 def _named(one: _Stream, name: str) -> _Domain | None:

@@ -283,7 +283,7 @@ class GuardBook:
             one.labelled.add(*right)
             if one.labelled.enough:
                 one.gain = one.labelled.gain
-                now = Comparison(one.gain, one.labelled.frames)
+                now = Comparison(one.gain, one.labelled.frames, labelled=True)
                 self._judged(answered.row, answered.stream, one, now, 1.0)
         for stream, rights in told.items():
             self._outbox.post(

@@ -278,6 +278,7 @@ class StreamProcessor(Readings):
                 with runtime.state_lock:
                     runtime.engine.restore(runtime.rows(streams), state)
             runtime.guard.released(runtime.rows(streams))
+            runtime.worlds.forget(runtime.rows(streams))
             runtime.post(ev.RolledBack(step=runtime.steps, to=name, streams=streams, reason=reason))
 
     def reveal(self, ids: Sequence[Hashable], labels: Sequence[int]) -> int:

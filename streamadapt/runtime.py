@@ -39,6 +39,7 @@ from streamadapt.steplock import StepLock
 from streamadapt.streams import DEFAULT_STREAM, Admission, StreamRows, WhenFull
 from streamadapt.taps import Inventory
 from streamadapt.watching import DriftBook
+from streamadapt.worlds import Worlds
 
 Mode = Literal["adapt", "shadow"]
 
@@ -116,8 +117,15 @@ class Runtime:
             phase_of=self.phases.of,
             class_scores=class_scores,
         )
+        self.worlds = Worlds(
+            engine=self.engine, readouts=self.readouts, on_other=self.drift.other_world
+        )
         self.domains = DomainBook(
-            domains, engine=self.engine, outbox=self.outbox, readouts=self.readouts
+            domains,
+            engine=self.engine,
+            worlds=self.worlds,
+            outbox=self.outbox,
+            readouts=self.readouts,
         )
         self.engine.on_displaced = self._displaced
         self.recorder = (
@@ -148,9 +156,10 @@ class Runtime:
     def _phase_changed(
         self, step: int, stream: Hashable, row: int, before: Phase | None, now: Phase
     ) -> None:
-        self.drift.phase_changed(step, stream, row, before, now)
+        self.drift.phase_changed(row, now)
         self.guard.phase_changed(step, stream, row, now)
         self.domains.phase_changed(step, stream, row, before, now)
+        self.worlds.phase_changed(step, stream, row, before, now)
 
     @property
     def updating(self) -> bool:
@@ -186,7 +195,8 @@ class Runtime:
             )
             return
         self.profile = None  # it was of the source that is gone
-        self.domains.forget(range(self.max_streams))  # and so were they
+        for book in (self.domains, self.worlds):
+            book.forget(range(self.max_streams))  # and so were they
         dropped = self.snapshots.clear()
         for name in dropped:
             self.outbox.post(SnapshotDropped(step=self.steps, name=name, reason="source_replaced"))
@@ -212,6 +222,7 @@ class Runtime:
                 self.engine.reset(fresh)
                 self.guard.owners_changed(fresh)
                 self.domains.forget(fresh)
+                self.worlds.forget(fresh)
 
         def undo() -> None:
             with self.state_lock:

@@ -320,7 +320,7 @@ class Stepper:
 
             def follow() -> None:
                 for row, count in zip(where.rows, counts, strict=True):
-                    runtime.domains.follow(row, book.of(row), count)
+                    runtime.worlds.follow(row, book.of(row), count)
 
             self._beside("domain memory", follow)
         due = book.due(where.rows)

@@ -147,20 +147,20 @@ class DriftBook:
 
         self._readouts.submit(distances, receive)
 
-    def phase_changed(
-        self, step: int, stream: Hashable, row: int, before: Phase | None, now: Phase
-    ) -> None:
+    def phase_changed(self, row: int, now: Phase) -> None:
         """The estimator of a row took up something else."""
-        if self.alarms is None:
+        if self.alarms is None or now == "settling":
             return
         one = self._of(row)
-        if now == "settling":
-            if before is not None:
-                self._alarm(step, stream, row, "estimator", math.nan, calibrated=False)
-        elif now == "following" or one.home != now:
+        if now == "following" or one.home != now:
             # What is usual under other statistics, or in another world, has to be learned anew.
             self._rereference(one)
             one.home = now
+
+    def other_world(self, step: int, stream: Hashable, row: int) -> None:
+        """The estimator of a row started anew, and found another world."""
+        if self.alarms is not None:
+            self._alarm(step, stream, row, "estimator", math.nan, calibrated=False)
 
     def export(self, step: int, frames: Any, where: StepRows) -> None:
         """Put frames of the rows that alarmed since the last step into files."""

@@ -122,9 +122,7 @@ def together(models: Sequence[AutoRegression]) -> AutoRegression:
         for name in ("mean", "deviation", "innovation", "level", "memory")
     )
     phi = np.stack([np.pad(model.phi, (0, order - model.order)) for model in models])
-    return AutoRegression(
-        mean, deviation, phi, innovation, np.empty(0), False, 0.0, level, memory
-    )
+    return AutoRegression(mean, deviation, phi, innovation, np.empty(0), False, 0.0, level, memory)
 
 
 def measure(name: str, rho: float, shape: str) -> dict[str, Any]:

@@ -5,12 +5,15 @@ frames of something else come in: one frozen picture, pictures that were not nor
 that move away little by little, within the clip of every update. Then the clean ones go on, under
 statistics that do not fit them. Counted are the frames from there to the last stretch of 256 on
 which the answers, beside the source's, are five points and more worse than they were before.
+Beside the slow drift there is a fog that comes as slowly: what it does to statistics is right, and
+nothing is to be taken back while it comes.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import math
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -58,10 +61,18 @@ def slow_drift(frames: Tensor, share: float) -> Tensor:
     return (1.0 + 2.0 * share) * frames + 3.0 * share * tilt
 
 
+def slow_fog(frames: Tensor, share: float) -> Tensor:
+    """Less and less is seen through a bright haze, two thirds in the end."""
+    seen = 1.0 - 2.0 / 3.0 * share
+    return seen * frames + (1.0 - seen) * HAZE
+
+
+HAZE = 2.0  # bright, in standard deviations of the pixels
 INJECTIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "a frozen picture": frozen_picture,
     "not normalised": not_normalised,
     "slow drift": slow_drift,
+    "slow fog": slow_fog,
 }
 
 
@@ -83,6 +94,7 @@ def one(injection: str, policy: str, seed: int) -> dict[str, Any]:
     )
     right: dict[str, list[Any]] = {"adapted": [], "source": []}
     held: Tensor | None = None
+    ends = [0]
     with torch.no_grad():
         for start in range(0, BEFORE + INJECTED + AFTER, BATCH):
             chosen = rng.choice(part, BATCH, replace=False)
@@ -94,17 +106,26 @@ def one(injection: str, policy: str, seed: int) -> dict[str, Any]:
                     frames = held
                 frames = INJECTIONS[injection](frames, inside / INJECTED)
             output = processor(frames, pts_seconds=(start + BATCH) / 25)
+            ends.append(start + BATCH)
             right["adapted"].append(output.argmax(1).numpy() == labels[chosen])
             right["source"].append(source(frames).argmax(1).numpy() == labels[chosen])
     gain = np.concatenate(right["adapted"]).astype(float) - np.concatenate(right["source"])
     usual = gain[BEFORE // 2 : BEFORE].mean()
     after = gain[BEFORE + INJECTED :] - usual
+    span = slice(BEFORE, BEFORE + INJECTED)
+    acts = [(ends[e.step] - BEFORE, e.action) for e in events if isinstance(e, GuardActed)]
+    since = [(frame, action) for frame, action in acts if frame > 0]
     starts = range(0, AFTER - STRETCH + 1, STRETCH // 4)
     worse = [k for k in starts if after[k : k + STRETCH].mean() <= -WORSE]
     return {
         "frames": worse[-1] + STRETCH if worse else 0,
         "mean_loss": -float(after[:512].mean()),
-        "acts": dict(Counter(e.action for e in events if isinstance(e, GuardActed))),
+        "acts": dict(Counter(action for _, action in acts)),
+        "flagged": next((frame for frame, action in since if action == "hold"), None),
+        "taken_back_meanwhile": sum(
+            action in ("rollback", "pin") for frame, action in since if frame <= INJECTED
+        ),
+        "gain_meanwhile": float(gain[span].mean()),
         "rejected": sum(e.frames for e in events if isinstance(e, FramesRejected)),
     }
 
@@ -132,6 +153,9 @@ def main() -> None:
             results.setdefault(injection, {})[policy] = {
                 "frames": [each["frames"] for each in found],
                 "mean_loss": float(np.mean([each["mean_loss"] for each in found])),
+                "flagged": [each["flagged"] for each in found],
+                "taken_back_meanwhile": sum(each["taken_back_meanwhile"] for each in found),
+                "gain_meanwhile": float(np.mean([each["gain_meanwhile"] for each in found])),
                 "acts": dict(acts),
                 "rejected": sum(each["rejected"] for each in found),
             }
@@ -149,6 +173,23 @@ def main() -> None:
         for injection, each in results.items()
         for policy in POLICIES
         if "guarded" in policy
+    ]
+    poisoned = results["slow drift"]["EMA 0.02, guarded"]["flagged"]
+    claims += [
+        Claim.at_most(
+            "slow drift: EMA 0.02, guarded: frames to the first hold",
+            max(math.inf if one is None else one for one in poisoned),
+            INJECTED + 500,
+        ),
+        *(
+            Claim.at_most(
+                f"slow fog: {policy}: taken back while it comes",
+                results["slow fog"][policy]["taken_back_meanwhile"],
+                0,
+            )
+            for policy in POLICIES
+            if "guarded" in policy
+        ),
     ]
     write(
         options.output,

@@ -103,9 +103,9 @@ class AutoRegression:
         series = np.log(seen) if logarithmic else seen
         steps, mean = len(series), series.mean(keepdims=True)
         centred = (series - mean)[:, None]
-        memories = [1, *(m for m in _MEMORIES if steps >= _MEMORIES_SEEN * m)]
+        memories = [1.0, *(float(m) for m in _MEMORIES if steps >= _MEMORIES_SEEN * m)]
         largest = min(_LARGEST_ORDER, steps // 8)
-        candidates = []
+        candidates: list[tuple[float, int, float, Coefficients]] = []
         for memory in memories:
             moments = LaggedMoments(largest, memory)
             moments.add(centred)
@@ -119,7 +119,7 @@ class AutoRegression:
         _, _, memory, found = min(candidates)
         phi, level = found.phi[0], float(found.level[0])
         if level < (least := carried * (1.0 - float(phi.sum()))):
-            level, memory = least, max(memory, _SUPPOSED_MEMORY)
+            level, memory = least, max(memory, float(_SUPPOSED_MEMORY))
         order = len(phi)
         average = levels(centred, 0.0 * mean, memory)[:, 0]
         residuals = centred[order:, 0] - level * average[order - 1 : -1]
@@ -238,10 +238,8 @@ class Simulation:
         self._innovations = (model.residuals * model.innovation).astype(dtype)
         self._run, self._run_left = np.zeros(0, np.uint32), 0
         self._past = np.zeros((model.order, series), dtype)  # deviations, the oldest first
-        self._level, self._forgets = (
-            model.level.astype(dtype),
-            np.dtype(dtype).type(1 / model.memory),
-        )
+        self._level = model.level.astype(dtype)
+        self._forgets = np.asarray(1.0 / model.memory, dtype)
         self._average = np.zeros(series, dtype)
 
     def drawn(self, steps: int) -> Array:
@@ -377,8 +375,9 @@ class LaggedMoments:
         solved = np.linalg.solve(matrix, wanted[..., None])[..., 0].astype(np.float64)
         phi, level = solved[:, :order], np.zeros(len(mean))
         if self._memory > 1.0:
-            most = 1.0 - _LEAST_REVERSION - phi.sum(axis=1)
-            level = solved[:, order] = np.clip(solved[:, order], 0.0, np.maximum(most, 0.0))
+            most = np.maximum(1.0 - _LEAST_REVERSION - phi.sum(axis=1), 0.0)
+            level = np.minimum(np.maximum(solved[:, order], 0.0), most)
+            solved[:, order] = level
         explained = 2.0 * (solved * wanted).sum(axis=1)
         explained -= np.einsum("si,sij,sj->s", solved, matrix, solved)
         variance = np.maximum(covariance[:, 0] - explained, (_LEAST_DEVIATION * deviation) ** 2)

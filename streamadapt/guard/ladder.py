@@ -19,6 +19,7 @@ _SUSPECT_FRAMES = 32  # compared, before updates are held
 _DECIDING_FRAMES = 128  # compared, before statistics are touched
 _AGAIN_FRAMES = 96  # compared, after they were, before more is done
 _CLEAR = 4.0  # margins, at which there is nothing to wait for
+_FALL = 2.0  # margins, of an estimator that settles
 _FIRST_FRAMES = 256  # seen, from new statistics to the first comparison; then twice as many, ...
 _PROBATION_FRAMES = 128  # the same, for statistics that hurt before
 _FORGIVEN_FRAMES = 8192  # seen without a loss, from the last step: what was is forgotten
@@ -36,10 +37,11 @@ _STEPS: tuple[tuple[Action, GuardState], ...] = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """Adapted answers beside the source's: estimated gain, and the frames it rests on."""
+    """Adapted answers beside the source's: gain, the frames it rests on, and if labels told it."""
 
     gain: float
     frames: float
+    labelled: bool = False
 
 
 class Ladder:
@@ -54,8 +56,11 @@ class Ladder:
 
     An estimator that settles measures the world anew when it is put on the source. It goes on while
     the stream is held, because it may notice a change of domain by itself, which is what the loss
-    is from as a rule; and there is no use in drawing its statistics halfway. It has compared
-    answers before it followed a domain, so harm is rare and has to be plainer: twice the margin.
+    is from as a rule; and there is no use in drawing its statistics halfway. It had reasons to
+    follow a domain, so harm is rare, and an estimate without labels has errors of each domain's
+    own, which more frames do not take away. So what counts as a loss is a fall: twice the margin
+    below zero, and below what was estimated over the first frames on these statistics; or four
+    margins below zero.
 
     Args:
         guard: when it acts.
@@ -67,7 +72,7 @@ class Ladder:
 
     def __init__(self, guard: Guard, *, settles: bool = False) -> None:
         self._guard, self._settles = guard, settles
-        self._margin = (2.0 if settles else 1.0) * guard.margin
+        self._usual = math.nan  # gain over the first frames on these statistics
         self._longest = _BURST_FRAMES / guard.share - _BURST_FRAMES if guard.share else math.inf
         self.state: GuardState = "watching"
         self._level = 0  # steps that were taken and are not forgotten
@@ -117,9 +122,10 @@ class Ladder:
 
     def renewed(self) -> None:
         """The statistics are others, of another world."""
+        self._usual = math.nan
         if self.state == "watching":
             self._watch(_FIRST_FRAMES)
-            self._burst = _BURST_FRAMES
+            self._burst = _DECIDING_FRAMES if self._settles else _BURST_FRAMES
 
     def on_source(self) -> Action | None:
         """The estimator has put the stream on the source by itself: there is nothing to hold."""
@@ -130,7 +136,7 @@ class Ladder:
 
     def compared(self, now: Comparison, frames: float) -> Action | None:
         """A comparison over `now.frames`, the latest `frames` among them; what is to be done."""
-        lost = now.gain < -self._margin and now.frames >= _SUSPECT_FRAMES
+        lost = now.frames >= _SUSPECT_FRAMES and self._lost(now)
         self._late = 0.0 if now.frames <= frames else max(0.0, self._late - frames)
         if self.state == "pinned" or self._late > 0.0:
             return None
@@ -143,7 +149,7 @@ class Ladder:
                 if self._burst <= 0.0:
                     self._nothing_found()
             return None
-        clear = lost and now.gain < -_CLEAR * self._margin
+        clear = lost and now.gain < -_CLEAR * self._guard.margin
         wanted = _DECIDING_FRAMES if self.state == "held" else _AGAIN_FRAMES
         if math.isnan(now.gain) or (now.frames < wanted and not clear):
             return None
@@ -157,6 +163,17 @@ class Ladder:
         if action == "pin":
             self.pin()
         return action
+
+    def _lost(self, now: Comparison) -> bool:
+        margin = self._guard.margin
+        if now.labelled or not self._settles:
+            return now.gain < -margin
+        if now.frames >= _DECIDING_FRAMES and math.isnan(self._usual):
+            self._usual = now.gain
+        limit = -_CLEAR * margin
+        if not math.isnan(self._usual):
+            limit = max(limit, min(self._usual, 0.0) - _FALL * margin)
+        return now.gain < limit
 
     def pin(self) -> None:
         """Stay on the source for a while, as there is nothing else that helps."""
