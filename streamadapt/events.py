@@ -96,9 +96,9 @@ class DriftDetected(Event):
     """A stream's world is not what it was. Says nothing of how good the answers are.
 
     `by` says what noticed: the `estimator`, which started anew and found other statistics than it
-    had, or the detector of the `early`, `middle` or `late` layers' score. `deviation` is that score's, in standard deviations of the
-    stream's own reference; None for the estimator's. `calibrated`: the alarm is one of those whose
-    false ones are as rare as `Alarms` says.
+    had, or the detector of the `early`, `middle` or `late` layers' score. `deviation` is that
+    score's, in standard deviations of the stream's own reference; None for the estimator's.
+    `calibrated`: the alarm is one of those whose false ones are as rare as `Alarms` says.
     """
 
     stream: Hashable

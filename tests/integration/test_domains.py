@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 import streamadapt as sa
+from streamadapt.drift import Alarms
 from streamadapt.errors import ConfigurationError
 from streamadapt.events import (
     DomainForgotten,
     DomainLearned,
     DomainRecalled,
+    DriftDetected,
     Event,
     SettlingPassed,
 )
@@ -81,6 +83,29 @@ def test_a_world_that_comes_back_is_recognised_and_not_settled_for_anew() -> Non
     assert len(camera.told(SettlingPassed)) < len(without.told(SettlingPassed))
     assert camera.processor.domains() == ("domain-1", "domain-2")
     assert camera.processor.phase() == "following"
+
+
+@pytest.mark.parametrize("domains", [0, 2])
+def test_every_change_of_world_is_one_alarm(domains: int) -> None:
+    """Whether what comes is new, known, or the source."""
+    camera = Camera(domains=domains, alarms=Alarms())
+    worlds = ("source", "fog", "night", "fog", "source", "night")
+    for world in worlds:
+        camera.visit(world)
+    alarms = [one.step for one in camera.told(DriftDetected)]
+    assert len(alarms) == len(worlds) - 1
+    for alarm, begins in zip(alarms, range(10, 60, 10), strict=True):
+        assert begins < alarm < begins + 10
+
+
+def test_who_puts_a_stream_elsewhere_brings_no_alarm() -> None:
+    camera = Camera(domains=0, alarms=Alarms())
+    camera.visit("fog")
+    camera.processor.rollback("source")
+    camera.visit("night")
+    assert not camera.told(DriftDetected)
+    camera.visit("fog")
+    assert len(camera.told(DriftDetected)) == 1
 
 
 def test_a_world_never_seen_is_not_taken_for_a_known_one() -> None:
