@@ -125,7 +125,7 @@ class RowState(Tallied):
 
     def take(self, rows: Sequence[int]) -> RowState:
         """Some of its rows, in the given order."""
-        index = torch.as_tensor(list(rows), dtype=torch.long, device=self.data.device)
+        index = upload(torch.tensor(list(rows), dtype=torch.long), self.data.device)
         return RowState(
             self.data.index_select(0, index),
             self.tallies.index_select(0, index),
@@ -380,14 +380,14 @@ class StatisticsBank(Tallied):
 
     def capture(self, rows: Sequence[int]) -> RowState:
         """A compact copy of rows; never a view of the bank."""
-        index = torch.as_tensor(list(rows), device=self.device)
+        index = upload(torch.tensor(list(rows), dtype=torch.long), self.device)
         with torch.inference_mode(False), torch.no_grad():
             companion = None if self.companion is None else self.companion.capture(rows)
             return RowState(self.data[index], self.tallies[index], self.columns, companion)
 
     def restore(self, rows: Sequence[int], saved: RowState) -> None:
         """Put a copy made by `capture` back, in place."""
-        index = torch.as_tensor(list(rows), device=self.device)
+        index = upload(torch.tensor(list(rows), dtype=torch.long), self.device)
         with torch.inference_mode(False), torch.no_grad():
             self.data[index] = saved.data.to(self.device)
             self.tallies[index] = saved.tallies.to(self.device)

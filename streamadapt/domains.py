@@ -22,7 +22,7 @@ _RECALLED = 0.2  # of the distance from the source, up to which it is that domai
 _SAME = 0.1  # of the distance from the source, up to which two are one
 
 
-@dataclass
+@dataclass(eq=False)
 class _Domain:
     name: str
     state: RowState
@@ -101,7 +101,7 @@ class DomainBook:
         one = self._of(row)
         former = self._worlds.former(row)
         if before == "following" and former is not None:
-            self._keep(step, stream, one, former, name=one.now)
+            self._keep(step, stream, row, former)
         if now == "settling":
             one.doubted, one.now = one.now, None
         elif before == "settling":
@@ -127,7 +127,7 @@ class DomainBook:
             )
         one = self._of(row)
         state = self._engine.bank.capture([row])
-        self._keep(step, stream, one, state, name=name, named=True)
+        self._put(step, stream, one, state, _named(one, name), name=name)
 
     def names(self, row: int) -> tuple[str, ...]:
         """Names of a row's domains."""
@@ -156,45 +156,51 @@ class DomainBook:
 
         return receive
 
-    def _keep(
+    def _keep(self, step: int, stream: Hashable, row: int, state: RowState) -> None:
+        """Keep the state that a row has followed, when it is known which domain it is of."""
+        one = self._of(row)
+        found = None if one.now is None else _named(one, one.now)
+        if found is not None or not one.domains:
+            self._put(step, stream, one, state, found)
+            return
+        domains = list(one.domains)
+        with torch.inference_mode(False), torch.no_grad():
+            mine, others = moments_of([state]), moments_of([domain.state for domain in domains])
+            pairs = (mine, self._worlds.source()), (mine, others)
+            distances = torch.cat([self._worlds.apart(*pair) for pair in pairs])
+
+        def receive(values: Tensor) -> None:
+            source, *apart = values.tolist()
+            nearest = min(range(len(domains)), key=apart.__getitem__)
+            same = apart[nearest] < _SAME * source and domains[nearest] in one.domains
+            if self._streams.get(row) is one:
+                self._put(step, stream, one, state, domains[nearest] if same else None)
+
+        self._readouts.submit(distances, receive)
+
+    def _put(
         self,
         step: int,
         stream: Hashable,
         one: _Stream,
         state: RowState,
+        found: _Domain | None,
         *,
         name: str | None = None,
-        named: bool = False,
     ) -> None:
-        """Keep a state: in the place of the domain it is of, or as a new one."""
-        found = None if name is None else _named(one, name)
-        if found is None and not named:
-            found = self._same(one, state)
+        """Keep a state in the place of a domain, or as another one, with a name given to it."""
         if found is not None:
-            found.state, found.used, found.named = state, step, found.named or named
+            found.state, found.used, found.named = state, step, found.named or name is not None
             return
-        if name is None or not named:
+        if name is None:
             one.learned += 1
-            name = f"domain-{one.learned}"
-        one.domains.append(_Domain(name, state, step, named))
-        self._outbox.post(DomainLearned(step=step, stream=stream, domain=name))
+        shown = f"domain-{one.learned}" if name is None else name
+        one.domains.append(_Domain(shown, state, step, name is not None))
+        self._outbox.post(DomainLearned(step=step, stream=stream, domain=shown))
         if len(one.domains) > self.capacity:
             gone = min(one.domains, key=lambda domain: (domain.named, domain.used))
             one.domains.remove(gone)
             self._outbox.post(DomainForgotten(step=step, stream=stream, domain=gone.name))
-
-    def _same(self, one: _Stream, state: RowState) -> _Domain | None:
-        """The domain that a state is of. Asks the device, where a stream has just started anew."""
-        if not one.domains:
-            return None
-        with torch.inference_mode(False), torch.no_grad():
-            mine = moments_of([state])
-            others = moments_of([domain.state for domain in one.domains])
-            distances = self._worlds.apart(mine, others)
-            source = self._worlds.apart(mine, self._worlds.source())
-            nearest = int(distances.argmin())
-            same = bool(distances[nearest] < _SAME * source[0])
-        return one.domains[nearest] if same else None
 
     def _distances(self, row: int, states: Sequence[RowState]) -> Tensor:
         """Of what a settling has measured from the source, then from each state, `[1 + states]`."""

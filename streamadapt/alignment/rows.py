@@ -28,7 +28,7 @@ class AlignmentState:
 
     def take(self, rows: Sequence[int]) -> AlignmentState:
         """Some of its rows, in the given order."""
-        index = torch.as_tensor(list(rows), dtype=torch.long, device=self.mean.device)
+        index = upload(torch.tensor(list(rows), dtype=torch.long), self.mean.device)
         return AlignmentState(
             self.mean[index],
             self.covariance[index],
@@ -204,7 +204,7 @@ class AlignmentRows:
 
     def capture(self, rows: Sequence[int]) -> AlignmentState:
         """A copy of rows."""
-        index = torch.as_tensor(list(rows), dtype=torch.long, device=self.mean.device)
+        index = upload(torch.tensor(list(rows), dtype=torch.long), self.mean.device)
         with torch.inference_mode(False), torch.no_grad():
             return AlignmentState(
                 self.mean[index],
@@ -215,7 +215,7 @@ class AlignmentRows:
 
     def restore(self, rows: Sequence[int], saved: AlignmentState) -> None:
         """Put a copy made by `capture` back."""
-        index = torch.as_tensor(list(rows), dtype=torch.long, device=self.mean.device)
+        index = upload(torch.tensor(list(rows), dtype=torch.long), self.mean.device)
         with torch.inference_mode(False), torch.no_grad():
             self.mean[index] = saved.mean.to(self.mean.device)
             self.covariance[index] = saved.covariance.to(self.mean.device)
