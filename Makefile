@@ -73,6 +73,7 @@ bench: $(DEV_STAMP)
 	$(VENV)/bin/python -m benchmarks.guard.streams
 	$(VENV)/bin/python -m benchmarks.guard.domains
 	$(VENV)/bin/python -m benchmarks.guard.injected
+	$(VENV)/bin/python -m benchmarks.guard.camera_days
 	$(VENV)/bin/python -m benchmarks.guard.cost
 	$(VENV)/bin/python -m benchmarks.publish
 

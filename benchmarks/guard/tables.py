@@ -110,6 +110,7 @@ def injected(content: dict[str, Any]) -> str:
             f"{max(row['frames']):,}",
             f"{100 * row['mean_loss']:+.1f}",
             f"{row['rejected']:,}" if "guarded" in policy else "",
+            _first(row["flagged"]) if "guarded" in policy else "",
             ", ".join(f"{count} {act}" for act, count in row["acts"].items()),
         ]
         for injection, each in content["results"].items()
@@ -121,6 +122,7 @@ def injected(content: dict[str, Any]) -> str:
         "frames out of line, most",
         "points lost over 512 frames",
         "frames kept out",
+        "first hold after, at most",
         "the guard's acts",
     ]
     arguments = content["arguments"]
@@ -128,7 +130,64 @@ def injected(content: dict[str, Any]) -> str:
         f"\n\nCIFAR-10, ResNet-20, clean shuffled frames after {arguments['injected']} injected "
         f"ones, {len(arguments['seeds'])} seeds. Out of line is a stretch of "
         f"{arguments['stretch']} frames on which the answers, beside the source's, are five points "
-        f"and more worse than they were before. Configuration `{arguments['configuration']}`."
+        f"and more worse than they were before. While the fog comes, "
+        + "; ".join(
+            f"{policy}: {100 * row['gain_meanwhile']:+.1f} points over the source, "
+            f"{row['taken_back_meanwhile']} rollbacks"
+            for policy, row in content["results"]["slow fog"].items()
+            if "guarded" in policy
+        )
+        + f". Configuration `{arguments['configuration']}`."
+    )
+
+
+def _first(flagged: list[int | None]) -> str:
+    told = [one for one in flagged if one is not None]
+    if len(told) == len(flagged):
+        return f"{max(told):,}"
+    return f"{max(told):,} ({len(told)} of {len(flagged)})" if told else "–"
+
+
+@from_result("guard-camera-days.json")
+def camera_days(content: dict[str, Any]) -> str:
+    """What happened to cameras that were left alone."""
+    arguments = content["arguments"]
+    rows = []
+    for light, row in content["results"].items():
+        alarms = row["alarms"]
+        uncalibrated = (
+            sum(count for by, count in alarms.items() if by.endswith("not calibrated"))
+            - (row["by_estimator"])
+        )
+        low, high = row["interval"]
+        rows.append(
+            [
+                light,
+                f"{row['camera_days']:.0f}",
+                f"{100 - 100 * row['right'] / row['frames']:.1f}",
+                f"{100 - 100 * row['source_right'] / row['frames']:.1f}",
+                f"{row['calibrated_days']:.1f}",
+                f"{row['calibrated_alarms']} ({row['promised']:.2f}: {low} to {high})",
+                str(uncalibrated),
+                str(row["by_estimator"]),
+                ", ".join(f"{count} {act}" for act, count in row["acts"].items()) or "none",
+            ]
+        )
+    header = [
+        "light",
+        "camera-days",
+        "error %",
+        "of the source %",
+        "days calibrated",
+        "calibrated alarms (promised: chance)",
+        "of stand-ins",
+        "of the estimator",
+        "the guard's acts",
+    ]
+    return markdown(header, rows) + (
+        f"\n\nThe network of digits, {arguments['cameras']} cameras a run, "
+        f"{len(arguments['seeds'])} runs, a frame every {arguments['frame_seconds']:.0f} s. "
+        f"Configuration `{arguments['configuration']}`."
     )
 
 
@@ -154,4 +213,5 @@ SECTIONS = {
     "domains": domains,
     "guard-cost": cost,
     "injected": injected,
+    "camera-days": camera_days,
 }
