@@ -32,13 +32,13 @@ from streamadapt.guard.looks import Looks
 from streamadapt.guard.quality import FrameGate
 from streamadapt.guard.ring import StateRing
 from streamadapt.guard.settings import Guard
+from streamadapt.guard.spacing import Spacing
 from streamadapt.outbox import Outbox
 from streamadapt.parts import real_frames_of, rows_of_some, some_frames
 from streamadapt.readout import Readouts
 from streamadapt.weighing import StepRows
 
 _REASONS: tuple[Rejection, ...] = get_args(Rejection)  # in the order of `QUALITY`
-_MOST_FRAMES = 64  # of a stream in a step that are compared
 _WINDOW_FRAMES = 256.0  # that a comparison looks back
 
 
@@ -50,6 +50,7 @@ class _Stream:
     ring: StateRing
     seen: float = 0.0
     steps: int = 0
+    spacing: Spacing = field(default_factory=Spacing)
     health: Health | None = None
     gain: float = math.nan
     agreement: float = math.nan
@@ -153,6 +154,7 @@ class GuardBook:
             one = self._of(row)
             one.seen += count
             one.steps += 1
+            one.spacing.pass_time(elapsed)
             if one.ladder.seen(count, elapsed) is not None:
                 self._tell(step, row, stream, "unpin", Comparison(math.nan, 0.0))
         held = tuple(self._of(row).ladder.holds for row in where.rows)
@@ -240,12 +242,13 @@ class GuardBook:
         of = [self._of(row) for row in rows]
 
         def receive(values: Tensor) -> None:
-            for stream, row, one, new, (gain, frames, agreement) in zip(
+            for stream, row, one, new, (gain, frames, agreement, alike) in zip(
                 named, rows, of, counts, values.tolist(), strict=True
             ):
                 if not new or self._streams.get(row) is not one:
                     continue
                 one.gain, one.agreement = gain, agreement
+                one.spacing.measured(alike)
                 if one.labelled.enough:
                     one.gain = one.labelled.gain
                 self._outbox.post(
@@ -258,7 +261,7 @@ class GuardBook:
                     )
                 )
                 if not one.labelled.enough:
-                    self._judged(row, stream, one, Comparison(gain, frames), new)
+                    self._judged(row, stream, one, Comparison(gain, frames, alike), new)
 
         self._readouts.submit(found, receive)
         if where.ids is not None:
@@ -408,21 +411,23 @@ class GuardBook:
         return self._phase_of(row) == "following"
 
     def _chosen(self, where: StepRows) -> list[int]:
-        """Frames of the batch to compare: all of a row's, up to a number, or none."""
-        left = [
-            _MOST_FRAMES if self._of(row).ladder.compares and self._adapted(row) else 0
-            for row in where.rows
-        ]
-        if not any(left) and where.ids is None:
+        """Frames of the batch to compare, in their order."""
+        if where.ids is None and not any(self._compares(row) for row in where.rows):
             return []
-        chosen = []
-        for place in range(real_frames_of(where)):
-            index = 0 if where.entries is None else where.entries[place]
-            wanted = where.ids is not None and where.ids[place] is not None
-            if left[index] or wanted:
-                left[index] = max(0, left[index] - 1)
-                chosen.append(place)
-        return chosen
+        entries = (where.entries or [0] * (where.batch or 0))[: real_frames_of(where)]
+        places: list[list[int]] = [[] for _ in where.rows]
+        for place, entry in enumerate(entries):
+            places[entry].append(place)
+        chosen: set[int] = set()
+        for row, own, elapsed in zip(where.rows, places, where.elapsed_seconds, strict=True):
+            if self._compares(row):
+                chosen.update(self._of(row).spacing.choose(own, elapsed))
+        if where.ids is not None:
+            chosen.update(k for k, _ in enumerate(entries) if where.ids[k] is not None)
+        return sorted(chosen)
+
+    def _compares(self, row: int) -> bool:
+        return self._of(row).ladder.compares and self._adapted(row)
 
     def _keep_states(self, where: StepRows) -> None:
         """Copies of rows that nothing is wrong with."""

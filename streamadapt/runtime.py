@@ -118,7 +118,10 @@ class Runtime:
             class_scores=class_scores,
         )
         self.worlds = Worlds(
-            engine=self.engine, readouts=self.readouts, on_other=self.drift.other_world
+            engine=self.engine,
+            readouts=self.readouts,
+            on_other=self.drift.other_world,
+            profile=profile,
         )
         self.domains = DomainBook(
             domains,
@@ -195,8 +198,8 @@ class Runtime:
             )
             return
         self.profile = None  # it was of the source that is gone
-        for book in (self.domains, self.worlds):
-            book.forget(range(self.max_streams))  # and so were they
+        self.domains.forget(range(self.max_streams))  # and so were they
+        self.worlds.source_replaced()
         dropped = self.snapshots.clear()
         for name in dropped:
             self.outbox.post(SnapshotDropped(step=self.steps, name=name, reason="source_replaced"))

@@ -12,10 +12,12 @@ from streamadapt.bank import RowState
 from streamadapt.engine import AdaptationEngine
 from streamadapt.events import Phase
 from streamadapt.moments import Moments, location_scale_distance
+from streamadapt.profile import SourceProfile
 from streamadapt.readout import Readouts
 
 _DEPTH = 1 / 2  # part of the layers, from the first one on, that a world is known by
-_OTHER = 0.6  # of the larger distance from the source, from which two are different
+_OTHER = 2 / 3  # of the larger distance from the source, from which two are different
+_FEW_FRAMES = 8  # of the source, whose distance from it two worlds exceed
 _EVERY_FRAMES = 64.0  # that a world is followed, between two copies of the statistics
 _LEAST_AGE_FRAMES = 32.0  # of a copy when a change is noticed: it is of the time before
 
@@ -32,13 +34,15 @@ class Worlds:
 
     An estimator that settles starts anew when frames no longer fit its statistics, and a crossing
     that fills with cars can be enough. When it has settled, its statistics are compared with those
-    that it left, in the shallow half of the layers. Farther apart than six tenths of the distance
-    that the farther one has from the source, they are of different worlds.
+    that it left, in the shallow half of the layers. Farther apart than two thirds of the distance
+    that the farther one has from the source, they are of different worlds; and, where a profile
+    tells, farther than eight frames of the source are from it, which a scene may do by itself.
 
     Args:
         engine: whose rows they are.
         readouts: brings distances to the host.
         on_other: called with step, stream and row, when a stream is in another world.
+        profile: of the source.
     """
 
     def __init__(
@@ -47,7 +51,9 @@ class Worlds:
         engine: AdaptationEngine,
         readouts: Readouts,
         on_other: Callable[[int, Hashable, int], None],
+        profile: SourceProfile | None,
     ) -> None:
+        self._least = 0.0 if profile is None else profile.innovation_of(_FEW_FRAMES, depth=_DEPTH)
         self._engine, self._readouts, self._on_other = engine, readouts, on_other
         self._streams: dict[int, _Stream] = {}
 
@@ -84,9 +90,14 @@ class Worlds:
             self._compare(step, stream, row, left)
 
     def forget(self, rows: Iterable[int]) -> None:
-        """Rows belong to other streams, were put elsewhere, or the source is another one."""
+        """Rows belong to other streams, or were put elsewhere."""
         for row in rows:
             self._streams.pop(row, None)
+
+    def source_replaced(self) -> None:
+        """All that is known was of another source."""
+        self._streams.clear()
+        self._least = 0.0
 
     def source(self) -> Moments:
         """The source's, `[1, channels]`."""
@@ -110,7 +121,7 @@ class Worlds:
 
         def receive(values: Tensor) -> None:
             moved, *from_source = values.tolist()
-            if moved > _OTHER * max(from_source):
+            if moved > max(_OTHER * max(from_source), self._least):
                 self._on_other(step, stream, row)
 
         self._readouts.submit(distances, receive)

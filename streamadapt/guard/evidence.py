@@ -10,11 +10,13 @@ from torch import Tensor
 
 from streamadapt.errors import DataError
 from streamadapt.guard.answers import Answers, estimated_gain
+from streamadapt.guard.likeness import Likeness
 from streamadapt.guard.settings import Health
 from streamadapt.guard.sums import AnswerSums
 from streamadapt.transfer import upload
 
 _WINDOW_FRAMES = 256.0
+_LIKENESS_FRAMES = 64.0
 
 
 class Evidence:
@@ -29,6 +31,7 @@ class Evidence:
         self._rows, self._health = rows, health
         self._adapted = AnswerSums(rows, window_frames=_WINDOW_FRAMES)
         self._source = AnswerSums(rows, window_frames=_WINDOW_FRAMES)
+        self._likeness = Likeness(rows, window_frames=_LIKENESS_FRAMES)
         self._sums: Tensor | None = None
 
     def add(
@@ -49,10 +52,10 @@ class Evidence:
             source: the same on the source's statistics.
 
         Returns:
-            `[rows, 3]` float64: estimated gain in the share of right answers, frames it rests on,
-            and the share of equal answers among the new frames; NaN where that has no meaning. None
-            for outputs that cannot be judged. A frame whose health is not finite counts as one
-            without a difference.
+            `[rows, 4]` float64: estimated gain in the share of right answers, frames it rests on,
+            the share of equal answers among the new frames, NaN where that has no meaning, and how
+            alike frames on end are, see `Likeness`. None for outputs that cannot be judged. A frame
+            whose health is not finite counts as one without a difference.
 
         Raises:
             DataError: the health function did not return one number a frame.
@@ -80,13 +83,17 @@ class Evidence:
                 ours.frames,
                 one.probabilities.shape[1],
             )
-            return torch.stack([gain, ours.frames, 1.0 - new[:, 1] / new[:, 0]], dim=1)
+            alike = self._likeness.add(
+                rows, entries, torch.cat([one.probabilities, other.probabilities], dim=1)
+            )
+            return torch.stack([gain, ours.frames, 1.0 - new[:, 1] / new[:, 0], alike], dim=1)
 
     def forget(self, rows: Iterable[int]) -> None:
         """Begin anew: the statistics are others, or the row has another owner."""
         rows = list(rows)
         self._adapted.forget(rows)
         self._source.forget(rows)
+        self._likeness.forget(rows)
         if self._sums is not None:
             self._sums[rows] = 0.0
 
@@ -107,7 +114,8 @@ class Evidence:
             finite = torch.nan_to_num(difference, nan=0.0, posinf=0.0, neginf=0.0)
             _, whole = self._add(rows, entries, finite)
             gain = _mean(whole)
-            return torch.stack([gain, whole[:, 0], torch.full_like(gain, torch.nan)], dim=1)
+            alike = self._likeness.add(rows, entries, finite[:, None])
+            return torch.stack([gain, whole[:, 0], torch.full_like(gain, torch.nan), alike], dim=1)
 
     def _add(
         self, rows: Sequence[int], entries: Sequence[int], values: Tensor

@@ -14,6 +14,8 @@ GuardState = Literal["watching", "held", "shrunk", "rolled_back", "pinned"]
 
 Action = Literal["hold", "release", "shrink", "rollback", "pin", "unpin"]
 
+_FRAMES_A_PICTURE = 16.0  # that count, of frames that all say the same
+# Where they decide something, frames are those that count: see `Comparison.worth`.
 _BURST_FRAMES = 64  # compared at a time, as a routine or because something looks suspicious
 _SUSPECT_FRAMES = 32  # compared, before updates are held
 _DECIDING_FRAMES = 128  # compared, before statistics are touched
@@ -37,11 +39,25 @@ _STEPS: tuple[tuple[Action, GuardState], ...] = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """Adapted answers beside the source's: gain, the frames it rests on, and if labels told it."""
+    """Adapted answers beside the source's.
+
+    Attributes:
+        gain: in the share of right answers.
+        frames: it rests on.
+        alike: correlation of these, on end.
+        labelled: labels told it; otherwise it is estimated.
+    """
 
     gain: float
     frames: float
+    alike: float = 0.0
     labelled: bool = False
+
+    @property
+    def worth(self) -> float:
+        """Frames that count: so many times the independent ones at most."""
+        independent = (1.0 - self.alike) / (1.0 + self.alike)
+        return self.frames * min(1.0, _FRAMES_A_PICTURE * independent)
 
 
 class Ladder:
@@ -136,7 +152,7 @@ class Ladder:
 
     def compared(self, now: Comparison, frames: float) -> Action | None:
         """A comparison over `now.frames`, the latest `frames` among them; what is to be done."""
-        lost = now.frames >= _SUSPECT_FRAMES and self._lost(now)
+        lost = now.worth >= _SUSPECT_FRAMES and self._lost(now)
         self._late = 0.0 if now.frames <= frames else max(0.0, self._late - frames)
         if self.state == "pinned" or self._late > 0.0:
             return None
@@ -149,9 +165,9 @@ class Ladder:
                 if self._burst <= 0.0:
                     self._nothing_found()
             return None
-        clear = lost and now.gain < -_CLEAR * self._guard.margin
+        clear = lost and not self._settles and now.gain < -_CLEAR * self._guard.margin
         wanted = _DECIDING_FRAMES if self.state == "held" else _AGAIN_FRAMES
-        if math.isnan(now.gain) or (now.frames < wanted and not clear):
+        if math.isnan(now.gain) or (now.worth < wanted and not clear):
             return None
         if not lost:
             self._watch(_PROBATION_FRAMES)
@@ -168,7 +184,7 @@ class Ladder:
         margin = self._guard.margin
         if now.labelled or not self._settles:
             return now.gain < -margin
-        if now.frames >= _DECIDING_FRAMES and math.isnan(self._usual):
+        if now.worth >= _DECIDING_FRAMES and math.isnan(self._usual):
             self._usual = now.gain
         limit = -_CLEAR * margin
         if not math.isnan(self._usual):

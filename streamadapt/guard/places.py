@@ -59,16 +59,16 @@ class Places:
     Args:
         rows: bank rows.
         entries: index into `rows` of each frame.
-        hosts: of the rows.
         device: where the indices live.
+        hosts: of the rows.
     """
 
     def __init__(
         self,
         rows: tuple[int, ...],
         entries: tuple[int, ...],
-        hosts: Sequence[HostRow],
         device: torch.device,
+        hosts: Sequence[HostRow] = (),
     ) -> None:
         self.key = rows, entries
         self.hosts = hosts
@@ -94,7 +94,7 @@ class Places:
         """Sums over the frames of each row, `[rows, ...]`."""
         if self._aligned:
             return per_frame
-        out = per_frame.new_zeros(len(self.hosts), *per_frame.shape[1:])
+        out = per_frame.new_zeros(len(self.frames), *per_frame.shape[1:])
         return out.index_add_(0, self.entries, per_frame)
 
     def before(self, held: Tensor, per_frame: Tensor) -> Tensor:

@@ -159,7 +159,7 @@ class FrameGate:
         key = tuple(rows), (0,) * count if entries is None else tuple(entries[:count])
         if self._places is None or self._places.key != key:  # as a rule it is the last step's
             hosts = [self._hosts.setdefault(row, HostRow()) for row in rows]
-            self._places = Places(*key, hosts, self._state.device)
+            self._places = Places(*key, self._state.device, hosts)
         return self._places
 
     def _judge(
