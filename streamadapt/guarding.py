@@ -5,10 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
-import torch
 from torch import Tensor
 
 from streamadapt.engine import AdaptationEngine
@@ -16,46 +15,26 @@ from streamadapt.errors import ConfigurationError, one_line
 from streamadapt.events import (
     AnswersCompared,
     FramesRejected,
-    GuardActed,
     GuardFailed,
     LabelsRevealed,
     Phase,
     Rejection,
-    RolledBack,
 )
-from streamadapt.guard.answers import Answers
+from streamadapt.guard.acting import Acts, Watched
 from streamadapt.guard.evidence import Evidence
-from streamadapt.guard.known import Guarded, Health
-from streamadapt.guard.labels import AnswerBook, Answered, Labelled
-from streamadapt.guard.ladder import Action, Comparison, Ladder
+from streamadapt.guard.known import Guarded
+from streamadapt.guard.labels import AnswerBook
+from streamadapt.guard.ladder import Comparison, Ladder
 from streamadapt.guard.looks import Looks
 from streamadapt.guard.quality import FrameGate
 from streamadapt.guard.ring import StateRing
 from streamadapt.guard.settings import Guard
-from streamadapt.guard.spacing import Spacing
 from streamadapt.outbox import Outbox
 from streamadapt.parts import real_frames_of, rows_of_some, some_frames
 from streamadapt.readout import Readouts
 from streamadapt.weighing import StepRows
 
 _REASONS: tuple[Rejection, ...] = get_args(Rejection)  # in the order of `QUALITY`
-_WINDOW_FRAMES = 256.0  # that a comparison looks back
-
-
-@dataclass
-class _Stream:
-    """What is known of one row."""
-
-    ladder: Ladder
-    ring: StateRing
-    seen: float = 0.0
-    steps: int = 0
-    spacing: Spacing = field(default_factory=Spacing)
-    health: Health | None = None
-    gain: float = math.nan
-    agreement: float = math.nan
-    version: int = 0
-    labelled: Labelled = field(default_factory=Labelled)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,13 +88,13 @@ class GuardBook:
     ) -> None:
         self.guard, self._engine, self._outbox = guard, engine, outbox
         self._readouts, self._phase_of = readouts, phase_of
-        self._streams: dict[int, _Stream] = {}
+        self._streams: dict[int, Watched] = {}
         self._versions = itertools.count()  # of the statistics, over all rows and their owners
-        self._due: list[tuple[int, Hashable, Action, Comparison]] = []
         self._judges = class_scores or (guard is not None and guard.health is not None)
         self.failure: str | None = None
         if guard is not None:
             rows = engine.bank.rows
+            self._acts = Acts(engine=engine, outbox=outbox)
             self._device = engine.device
             self._gate = FrameGate(rows=rows, device=engine.device) if guard.quality else None
             self._evidence = Evidence(rows, health=guard.health)
@@ -126,14 +105,8 @@ class GuardBook:
 
     def act(self, step: int) -> None:
         """Do what was decided since the last step."""
-        due, self._due = self._due, []
-        for row, stream, action, now in due:
-            if row not in self._streams:
-                continue
-            try:
-                self._carry_out(step, row, stream, action, now)
-            except Exception as error:
-                self._outbox.post(GuardFailed(step=step, error=one_line(error)))
+        if self.guard is not None:
+            self._acts.act(step, self._streams)
 
     def admit(
         self,
@@ -156,7 +129,7 @@ class GuardBook:
             one.steps += 1
             one.spacing.pass_time(elapsed)
             if one.ladder.seen(count, elapsed) is not None:
-                self._tell(step, row, stream, "unpin", Comparison(math.nan, 0.0))
+                self._acts.tell(step, stream, one, "unpin", None)
         held = tuple(self._of(row).ladder.holds for row in where.rows)
         quality, gated = self._judge(step, frames, tuple(counts), where)
         held_or_none = held if any(held) else None
@@ -261,11 +234,17 @@ class GuardBook:
                     )
                 )
                 if not one.labelled.enough:
-                    self._judged(row, stream, one, Comparison(gain, frames, alike), new)
+                    self._acts.judged(row, stream, one, Comparison(gain, frames, alike), new)
 
         self._readouts.submit(found, receive)
         if where.ids is not None:
-            self._keep_answers(named, where, entries, adapted, source)
+            self._answers.read(
+                self._readouts,
+                where.ids,
+                [(named[entry], rows[entry], of[entry].version) for entry in entries],
+                adapted,
+                source,
+            )
 
     def reveal(self, step: int, ids: Sequence[Hashable], labels: Sequence[int]) -> int:
         """Take labels in; how many of them are of frames that are known.
@@ -287,7 +266,7 @@ class GuardBook:
             if one.labelled.enough:
                 one.gain = one.labelled.gain
                 now = Comparison(one.gain, one.labelled.frames, labelled=True)
-                self._judged(answered.row, answered.stream, one, now, 1.0)
+                self._acts.judged(answered.row, answered.stream, one, now, 1.0)
         for stream, rights in told.items():
             self._outbox.post(
                 LabelsRevealed(
@@ -315,7 +294,7 @@ class GuardBook:
         if now == "following":
             one.ladder.renewed()
         elif one.ladder.on_source() is not None:
-            self._tell(step, row, stream, "release", Comparison(math.nan, 0.0))
+            self._acts.tell(step, stream, one, "release", None)
 
     def displaced(self, rows: Iterable[int]) -> None:
         """Rows were put on another state."""
@@ -362,46 +341,12 @@ class GuardBook:
 
     # Inside ------------------------------------------------------------------------------------
 
-    def _judged(
-        self, row: int, stream: Hashable, one: _Stream, now: Comparison, frames: float
-    ) -> None:
-        action = one.ladder.compared(now, frames)
-        if action is not None:
-            self._due.append((row, stream, action, now))
-
-    def _keep_answers(
-        self,
-        streams: Sequence[Hashable],
-        where: StepRows,
-        entries: Sequence[int],
-        adapted: Any,
-        source: Any,
-    ) -> None:
-        """Keep the answers to frames with an id until they are revealed."""
-        both = [Answers.of(one, len(entries)) for one in (adapted, source)]
-        if both[0] is None or both[1] is None or both[0].classes.shape[1] != 1:
-            return
-        classes = torch.cat([both[0].classes, both[1].classes], dim=1)
-        places = [(streams[entry], where.rows[entry]) for entry in entries]
-        versions = [self._of(row).version for _, row in places]
-        ids = list(where.ids or ())
-
-        def receive(values: Tensor) -> None:
-            for identifier, (stream, row), version, (ours, theirs) in zip(
-                ids, places, versions, values.tolist(), strict=True
-            ):
-                if identifier is not None:
-                    answered = Answered(row, stream, version, ours, theirs)
-                    self._answers.keep(identifier, answered)
-
-        self._readouts.submit(classes, receive)
-
-    def _of(self, row: int) -> _Stream:
+    def _of(self, row: int) -> Watched:
         if row not in self._streams:
             assert self.guard is not None
             ladder = Ladder(self.guard, settles=self._engine.has_phases)
             ring = StateRing(self.guard.snapshots)
-            self._streams[row] = _Stream(ladder, ring, version=next(self._versions))
+            self._streams[row] = Watched(ladder, ring, version=next(self._versions))
         return self._streams[row]
 
     def _adapted(self, row: int) -> bool:
@@ -460,39 +405,3 @@ class GuardBook:
                         one.ladder.suspect()
 
         self._readouts.submit(values, receive)
-
-    def _carry_out(
-        self, step: int, row: int, stream: Hashable, action: Action, now: Comparison
-    ) -> None:
-        one, engine = self._of(row), self._engine
-        to = None
-        if action == "shrink":
-            engine.shrink([row], 0.5)
-        elif action in ("rollback", "pin"):
-            former = None
-            if action == "rollback":
-                former = one.ring.older_than(one.seen - now.frames - _WINDOW_FRAMES)
-            if former is None or engine.has_phases:
-                engine.reset([row])
-                to = "source"
-                if action == "rollback" and not engine.has_phases:
-                    one.ladder.pin()
-                    action = "pin"
-            else:
-                to = f"{one.seen - one.ring.frames[-1]:.0f} frames ago"
-                engine.restore([row], former)
-        self._tell(step, row, stream, action, now)
-        if to is not None:
-            self._outbox.post(RolledBack(step=step, to=to, streams=(stream,), reason="harm"))
-
-    def _tell(self, step: int, row: int, stream: Hashable, action: Action, now: Comparison) -> None:
-        self._outbox.post(
-            GuardActed(
-                step=step,
-                stream=stream,
-                action=action,
-                state=self._of(row).ladder.state,
-                gain=None if math.isnan(now.gain) else now.gain,
-                frames=round(now.frames),
-            )
-        )
