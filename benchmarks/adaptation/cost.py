@@ -42,18 +42,27 @@ def frames(seed: int, *, gain: float) -> Tensor:
 
 
 class Stepper:
-    """A processor that is shown batches at 25 frames a second, and the phase that it is in."""
+    """A processor that is shown batches at 25 frames a second, of one stream or of several."""
 
-    def __init__(self, model: nn.Module, estimator: Estimator, **arguments: Any) -> None:
-        self.processor = StreamProcessor(copy.deepcopy(model), estimator=estimator, **arguments)
+    def __init__(
+        self, model: nn.Module, estimator: Estimator, *, streams: int = 1, **arguments: Any
+    ) -> None:
+        self.processor = StreamProcessor(
+            copy.deepcopy(model), estimator=estimator, max_streams=streams, **arguments
+        )
+        self._streams = [f"camera-{k % streams}" for k in range(BATCH)]
         self._shown = 0
 
     def __call__(self, batch: Tensor) -> float:
         stamps = [(self._shown + k) / 25 for k in range(BATCH)]
         self._shown += BATCH
         started = time.perf_counter()
-        self.processor(batch, pts_seconds=stamps)
+        self.processor(batch, streams=self._streams, pts_seconds=stamps)
         return time.perf_counter() - started
+
+    def phase(self) -> str | None:
+        """Of the first stream."""
+        return self.processor.phase(self._streams[0])
 
 
 def measure(
@@ -68,7 +77,7 @@ def measure(
             for one, times in zip((reference, other), seconds, strict=True):
                 times.append(one(batch))
     before, ours = (times[WARM_UP:] for times in seconds)
-    phase = other.processor.phase()
+    phase = other.phase()
     return paired_ratios(ours[:-1], before[:-1], before[1:]), phase or "no phases"
 
 

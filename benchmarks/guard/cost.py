@@ -2,8 +2,8 @@
 
 ResNet-50, batches of 8, 224×224: the step of a processor that watches for drift, or has a guard and
 a memory of domains as well, over that of one with neither just before and after it, resting and
-following, settling passes left out. Comparisons are left out: they are a forward each, of a
-known share of the frames.
+following, settling passes left out, of one stream and of eight. Comparisons are left out: they are
+a forward each, of a known share of the frames.
 """
 
 from __future__ import annotations
@@ -38,11 +38,13 @@ CANDIDATES = {"nothing (A/A)": PLAIN, "drift is watched": WATCHED, "with guard, 
 
 
 def measure(
-    model: nn.Module, candidate: dict[str, Any], *, gain: float, pairs: int
+    model: nn.Module, candidate: dict[str, Any], *, gain: float, pairs: int, streams: int
 ) -> dict[str, Any]:
     """Ratios of the candidate's step to the plain one's."""
     estimator = Restarting(material=0.0 if gain != 1.0 else None)
-    reference, other = (Stepper(model, estimator, **one) for one in (PLAIN, candidate))
+    reference, other = (
+        Stepper(model, estimator, streams=streams, **one) for one in (PLAIN, candidate)
+    )
     seconds: list[list[float]] = [[], []]
     with torch.no_grad():
         for number in range(pairs + WARM_UP):
@@ -52,7 +54,7 @@ def measure(
     before, ours = (np.array(times[WARM_UP:]) for times in seconds)
     ratios = paired_ratios(ours[:-1], before[:-1], before[1:])
     return {
-        "phase": other.processor.phase(),
+        "phase": other.phase(),
         "median": ratios.median,
         "p10": ratios.p10,
         "p90": ratios.p90,
@@ -71,10 +73,14 @@ def main() -> None:
     with torch.no_grad():
         model = adabn(resnet50(), [frames(1000 + k, gain=1.0) for k in range(8)])
     found = {}
-    for phase, gain in (("resting", 1.0), ("following", 0.5)):
+    for phase, gain, streams in (
+        ("resting", 1.0, 1),
+        ("following", 0.5, 1),
+        ("resting, eight streams", 1.0, 8),
+    ):
         for name, candidate in CANDIDATES.items():
             key = f"{name}, {phase}"
-            found[key] = measure(model, candidate, gain=gain, pairs=options.pairs)
+            found[key] = measure(model, candidate, gain=gain, pairs=options.pairs, streams=streams)
             print(key, found[key], flush=True)
     rows = [
         [name, str(row["phase"]), *(f"{row[key]:.3f}" for key in ("median", "mean", "p99"))]
