@@ -154,11 +154,7 @@ def camera_days(content: dict[str, Any]) -> str:
     arguments = content["arguments"]
     rows = []
     for light, row in content["results"].items():
-        alarms = row["alarms"]
-        uncalibrated = (
-            sum(count for by, count in alarms.items() if by.endswith("not calibrated"))
-            - (row["by_estimator"])
-        )
+        true, false = row["true"], row["false"]
         low, high = row["interval"]
         rows.append(
             [
@@ -166,10 +162,11 @@ def camera_days(content: dict[str, Any]) -> str:
                 f"{row['camera_days']:.0f}",
                 f"{100 - 100 * row['right'] / row['frames']:.1f}",
                 f"{100 - 100 * row['source_right'] / row['frames']:.1f}",
-                f"{row['calibrated_days']:.1f}",
-                f"{row['calibrated_alarms']} ({row['promised']:.2f}: {low} to {high})",
-                str(uncalibrated),
-                str(row["by_estimator"]),
+                str(sum(true.values())),
+                str(false["of stand-ins"]),
+                str(false["of the estimator"]),
+                f"{false['calibrated']} in {row['calibrated_days']:.1f} days"
+                f" ({row['promised']:.2f} promised: {low} to {high})",
                 ", ".join(f"{count} {act}" for act, count in row["acts"].items()) or "none",
             ]
         )
@@ -178,15 +175,15 @@ def camera_days(content: dict[str, Any]) -> str:
         "camera-days",
         "error %",
         "of the source %",
-        "days calibrated",
-        "calibrated alarms (promised: chance)",
-        "of stand-ins",
+        "alarms at dawn and dusk",
+        "false: of stand-ins",
         "of the estimator",
+        "calibrated",
         "the guard's acts",
     ]
     return markdown(header, rows) + (
         f"\n\nThe network of digits, {arguments['cameras']} cameras a run, "
-        f"{len(arguments['seeds'])} runs, a frame every {arguments['frame_seconds']:.0f} s. "
+        f"{len(arguments['runs'])} runs, a frame every {arguments['frame_seconds']:.0f} s. "
         f"Configuration `{arguments['configuration']}`."
     )
 

@@ -25,7 +25,7 @@ _FALL = 2.0  # margins, of an estimator that settles
 _FIRST_FRAMES = 256  # seen, from new statistics to the first comparison; then twice as many, ...
 _PROBATION_FRAMES = 128  # the same, for statistics that hurt before
 _FORGIVEN_FRAMES = 8192  # seen without a loss, from the last step: what was is forgotten
-_PAUSE_FRAMES, _LONGEST_PAUSE_FRAMES = 512, 4096  # seen, until a suspicion is heard again
+_PAUSE_FRAMES, _LONGEST_PAUSE_FRAMES = 512, 4096  # seen, until a suspicion is heard again, or news
 _LATE_FRAMES = 4096.0  # of comparisons that were on their way when statistics were touched, at most
 _LONGEST_COOLDOWN_SECONDS = 3600.0
 _FORGIVEN_SECONDS = 4.0 * _LONGEST_COOLDOWN_SECONDS  # after a pin, until the next is as short
@@ -97,6 +97,7 @@ class Ladder:
         self._interval = min(float(_FIRST_FRAMES), self._longest)
         self._due = self._interval if guard.share else math.inf
         self._heard_again, self._pause = 0.0, float(_PAUSE_FRAMES)
+        self._greeted_again, self._greeting_pause = 0.0, float(_PAUSE_FRAMES)
         self._pinned_seconds, self._since_pin = 0.0, _FORGIVEN_SECONDS
         self._cooldown = guard.cooldown_seconds
 
@@ -137,11 +138,16 @@ class Ladder:
         return True
 
     def renewed(self) -> None:
-        """The statistics are others, of another world."""
+        """The statistics are others, of another world; looked at if that is not so all the time."""
         self._usual = math.nan
-        if self.state == "watching":
-            self._watch(_FIRST_FRAMES)
-            self._burst = _DECIDING_FRAMES if self._settles else _BURST_FRAMES
+        if self.state != "watching" or self._seen < self._greeted_again:
+            return
+        if self._seen - self._greeted_again > _FORGIVEN_FRAMES:
+            self._greeting_pause = float(_PAUSE_FRAMES)
+        self._greeted_again = self._seen + self._greeting_pause
+        self._greeting_pause = min(2.0 * self._greeting_pause, _FORGIVEN_FRAMES)
+        self._watch(_FIRST_FRAMES)
+        self._burst = _DECIDING_FRAMES if self._settles else _BURST_FRAMES
 
     def on_source(self) -> Action | None:
         """The estimator has put the stream on the source by itself: there is nothing to hold."""

@@ -422,3 +422,16 @@ def test_of_an_estimator_that_settles_a_fall_is_a_loss(
 def test_labels_are_taken_at_their_word() -> None:
     ladder = Ladder(Guard(margin=0.05), settles=True)
     assert ladder.compared(Comparison(-0.06, 40.0, labelled=True), 1.0) == "hold"
+
+
+@pytest.mark.parametrize("every", [100, 400, 3000])
+def test_who_starts_anew_all_the_time_is_not_compared_all_the_time(every: int) -> None:
+    ladder, compared = Ladder(Guard(), settles=True), 0
+    for frame in range(0, 60_000, 4):
+        ladder.seen(4, 0.16)
+        if frame % every == 0:
+            ladder.renewed()
+        if ladder.compares:
+            compared += 4
+            assert ladder.compared(Comparison(0.0, 200.0), 4) is None
+    assert 128 <= compared <= 0.05 * 60_000
