@@ -142,11 +142,12 @@ class Ladder:
         self._usual = math.nan
         if self.state != "watching" or self._seen < self._greeted_again:
             return
-        if self._seen - self._greeted_again > _FORGIVEN_FRAMES:
-            self._greeting_pause = float(_PAUSE_FRAMES)
+        interval = self._interval
+        if self._seen - self._greeted_again > _FORGIVEN_FRAMES or not self._greeted_again:
+            interval, self._greeting_pause = _FIRST_FRAMES, float(_PAUSE_FRAMES)
         self._greeted_again = self._seen + self._greeting_pause
         self._greeting_pause = min(2.0 * self._greeting_pause, _FORGIVEN_FRAMES)
-        self._watch(_FIRST_FRAMES)
+        self._watch(interval)
         self._burst = _DECIDING_FRAMES if self._settles else _BURST_FRAMES
 
     def on_source(self) -> Action | None:

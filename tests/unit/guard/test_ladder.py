@@ -434,4 +434,4 @@ def test_who_starts_anew_all_the_time_is_not_compared_all_the_time(every: int) -
         if ladder.compares:
             compared += 4
             assert ladder.compared(Comparison(0.0, 200.0), 4) is None
-    assert 128 <= compared <= 0.05 * 60_000
+    assert 128 <= compared <= 0.04 * 60_000
