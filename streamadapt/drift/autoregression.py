@@ -7,23 +7,19 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike
 
+from streamadapt.drift.lagged import LEAST_DEVIATION, Array, Coefficients, LaggedMoments, levels
 from streamadapt.errors import ConfigurationError
-
-Array = NDArray[np.float64]
 
 ENOUGH = 100.0  # effective observations that a false-alarm rate can be promised from
 _LARGEST_ORDER = 8
 _MEMORIES = (16, 64, 256)  # steps that a level looks back, about
 _MEMORIES_SEEN = 8  # so many of them in a reference that a level is fitted from
 _SUPPOSED_MEMORY = 64  # steps
-_LEAST_REVERSION = 0.01  # of a deviation from the mean that is not carried on
 _LEAST_OBSERVATIONS = 16
-_LEAST_DEVIATION = 1e-9  # of a constant score, relative to its size
 _RUN = 64  # residuals on end
 _NO_LEVEL = np.float64(0.0)
-_BLOCK = 64  # steps that are averaged at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +121,9 @@ class AutoRegression:
         residuals = centred[order:, 0] - level * average[order - 1 : -1]
         for lag in range(1, order + 1):
             residuals -= phi[lag - 1] * centred[order - lag : steps - lag, 0]
-        innovation = found.innovation[0] if level == found.level[0] else residuals.std()
+        innovation = found.innovation[0]
+        if level != found.level[0]:
+            innovation = np.maximum(residuals.std(), LEAST_DEVIATION * found.deviation[0])
         residuals = (residuals - residuals.mean()) / innovation
         gain = (1.0 - level - phi.sum()) * found.deviation[0] / innovation
         return cls(
@@ -171,9 +169,24 @@ class AutoRegression:
 
     def refitted(self, series: Array) -> AutoRegression:
         """Models of the same order from other references, `[steps, series]`."""
-        moments = LaggedMoments.like(self)
+        moments = LaggedMoments(self.order, self.memory)
         moments.add(series - self.mean.astype(series.dtype))
-        return moments.fitted(self)
+        return self.refitted_to(moments)
+
+    def refitted_to(self, moments: LaggedMoments) -> AutoRegression:
+        """Models of the same order, of series whose deviations from this one's mean are known."""
+        found = moments.coefficients(self.order, self.mean)
+        return AutoRegression(
+            self.mean + moments.mean,
+            found.deviation,
+            found.phi,
+            found.innovation,
+            np.empty(0),
+            self.logarithmic,
+            self.effective,
+            found.level,
+            self.memory,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values; the residuals, which only serve to simulate, are left out."""
@@ -276,156 +289,6 @@ class Simulation:
         """The next values, so many steps at a time."""
         for begin in range(0, steps, longest):
             yield self.drawn(min(longest, steps - begin))
-
-
-@dataclass(frozen=True, eq=False)
-class Coefficients:
-    """Of as many series, see `AutoRegression`; `deviation`, `innovation`, `level` `[series]`."""
-
-    deviation: Array
-    phi: Array
-    innovation: Array
-    level: Array
-
-
-class LaggedMoments:
-    """What models of as many series are fitted from, collected a slice at a time.
-
-    Args:
-        order: the largest, of the models.
-        memory: of their level; 1: they have none.
-    """
-
-    def __init__(self, order: int, memory: float) -> None:
-        self._order, self._memory = order, memory
-        self._steps = 0
-
-    @classmethod
-    def like(cls, model: AutoRegression) -> Self:
-        """For models like this one."""
-        return cls(model.order, model.memory)
-
-    def add(self, deviations: Array) -> None:
-        """The next deviations from what is about the mean, `[steps, series]`.
-
-        Sums of products of values far from nought would cancel.
-        """
-        order, series = self._order, deviations.shape[1]
-        if not self._steps:
-            self._first = np.zeros((0, series))
-            self._last = deviations[:0]
-            self._sum = np.zeros(series)
-            self._products = np.zeros((order + 1, series))
-            self._average = np.zeros(series, deviations.dtype)
-            self._level_sum, self._level_products = np.zeros(series), np.zeros((order + 2, series))
-        new = len(deviations)
-        whole = np.concatenate([self._last, deviations])
-
-        def lagged(lag: int) -> tuple[Array, Array]:
-            """Values of this slice, and those before them that there are."""
-            now = whole[max(len(whole) - new, lag) :]
-            return now, whole[len(whole) - len(now) - lag : len(whole) - lag]
-
-        for lag in range(order + 1):
-            self._products[lag] += np.einsum("ts,ts->s", *lagged(lag))
-        if self._memory > 1.0:
-            after = levels(deviations, self._average, self._memory)
-            level = np.concatenate([self._average[None], after[:-1]])  # before each of the values
-            self._average = after[-1]
-            self._level_sum += level.sum(axis=0)
-            for lag in range(order + 1):
-                _, before = lagged(lag)
-                self._level_products[lag] += np.einsum(
-                    "ts,ts->s", level[new - len(before) :], before
-                )
-            self._level_products[-1] += np.einsum("ts,ts->s", level, level)
-        self._sum += deviations.sum(axis=0)
-        self._first = np.concatenate([self._first, deviations[: order - len(self._first)]])
-        self._last = whole[len(whole) - min(order, len(whole)) :]
-        self._steps += new
-
-    def coefficients(self, order: int, about: Array) -> Coefficients:
-        """Of models of an order up to the largest.
-
-        Args:
-            order: so many lags.
-            about: what the deviations are from; what is constant is so beside it.
-        """
-        steps, mean = self._steps, self._sum / self._steps
-        covariance = np.empty((len(mean), order + 1))
-        for lag in range(order + 1):
-            late = self._sum - self._first[:lag].sum(axis=0)
-            early = self._sum - self._last[len(self._last) - lag :].sum(axis=0)
-            total = self._products[lag] - mean * (late + early) + (steps - lag) * mean**2
-            covariance[:, lag] = total / steps
-        deviation = np.sqrt(np.maximum(covariance[:, 0], 0.0))
-        deviation = np.maximum(deviation, _LEAST_DEVIATION * (1.0 + np.abs(about + mean)))
-        covariance[:, 0] = deviation**2
-        places = np.arange(order)
-        matrix, wanted = covariance[:, np.abs(places[:, None] - places)], covariance[:, 1:]
-        if self._memory > 1.0:
-            average = self._level_sum / steps
-            products = self._level_products / steps
-            across = (products[: order + 1] - average * mean).T
-            own = np.maximum(products[-1] - average**2, (_LEAST_DEVIATION * deviation) ** 2)
-            matrix = np.block(
-                [[matrix, across[:, 1:, None]], [across[:, None, 1:], own[:, None, None]]]
-            )
-            wanted = np.concatenate([wanted, across[:, :1]], axis=1)
-        solved = np.linalg.solve(matrix, wanted[..., None])[..., 0].astype(np.float64)
-        phi, level = solved[:, :order], np.zeros(len(mean))
-        if self._memory > 1.0:
-            most = np.maximum(1.0 - _LEAST_REVERSION - phi.sum(axis=1), 0.0)
-            level = np.minimum(np.maximum(solved[:, order], 0.0), most)
-            solved[:, order] = level
-        explained = 2.0 * (solved * wanted).sum(axis=1)
-        explained -= np.einsum("si,sij,sj->s", solved, matrix, solved)
-        variance = np.maximum(covariance[:, 0] - explained, (_LEAST_DEVIATION * deviation) ** 2)
-        return Coefficients(deviation, phi, np.sqrt(variance), level)
-
-    def fitted(self, model: AutoRegression) -> AutoRegression:
-        """A model of each series, of the order of the one whose mean the deviations are from."""
-        found = self.coefficients(model.order, model.mean)
-        return AutoRegression(
-            model.mean + self._sum / self._steps,
-            found.deviation,
-            found.phi,
-            found.innovation,
-            np.empty(0),
-            model.logarithmic,
-            model.effective,
-            found.level,
-            model.memory,
-        )
-
-
-def levels(deviations: Array, before: Array, memory: float | Array) -> Array:
-    """Exponential averages with each of the deviations, `[steps, series]`.
-
-    Args:
-        deviations: `[steps, series]`.
-        before: the averages before the first, `[series]`.
-        memory: steps that they look back; a number, or one a series.
-    """
-    forgets = np.asarray(1.0 / np.asarray(memory), dtype=deviations.dtype)
-    out = np.empty_like(deviations)
-    if len(deviations) < 4 or forgets.ndim:
-        for now, value in zip(out, deviations, strict=True):
-            before = np.add(before, forgets * (value - before), out=now)
-        return out
-    block = min(len(deviations), _BLOCK)
-    powers = (1.0 - float(forgets)) ** np.arange(block + 1)
-    ages = np.arange(block)[:, None] - np.arange(block)
-    weights = np.where(ages >= 0, powers[np.maximum(ages, 0)] * float(forgets), 0.0)
-    weights, powers = weights.astype(deviations.dtype), powers.astype(deviations.dtype)
-    for first in range(0, len(deviations), block):
-        own = deviations[first : first + block]
-        size = len(own)
-        now = out[first : first + size]
-        np.matmul(weights[:size, :size], own, out=now)
-        now += powers[1 : size + 1, None] * before
-        before = now[-1]
-    return out
 
 
 def _carries_on(found: Coefficients, memory: float) -> bool:

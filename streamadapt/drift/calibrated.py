@@ -10,8 +10,9 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from streamadapt.drift.autoregression import AutoRegression, LaggedMoments, Simulation
+from streamadapt.drift.autoregression import AutoRegression, Simulation
 from streamadapt.drift.detector import Detector
+from streamadapt.drift.lagged import LaggedMoments
 from streamadapt.errors import ConfigurationError
 
 Array = NDArray[np.float64]
@@ -165,11 +166,11 @@ class CalibratedDetector(Detector):
         simulation = Simulation(model, _SERIES, rng, np.float32)
         for _ in simulation.slices(simulation.settling_steps, longest=longest):
             yield
-        moments = LaggedMoments.like(model)
+        moments = LaggedMoments(model.order, model.memory)
         for values in simulation.slices(known, longest=longest):
             moments.add(values - model.mean.astype(values.dtype))
             yield
-        own = moments.fitted(model)
+        own = model.refitted_to(moments)
         evidence = self._begin(own, _SERIES, np.float32)
         self._sweep(own, evidence, simulation.drawn(model.order))  # what past values are for
         self._forget(evidence)

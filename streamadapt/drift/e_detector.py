@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from streamadapt.drift.autoregression import AutoRegression, levels
+from streamadapt.drift.autoregression import AutoRegression
 from streamadapt.drift.calibrated import EVERY, Array, CalibratedDetector, Evidence, Series
+from streamadapt.drift.lagged import levels
 
 _SIZES = np.array([[1.0], [-1.0], [2.0], [-2.0]])  # shifts, in deviations of the score
 _WEIGHTS = np.array([[2.0], [2.0], [1.0], [1.0]]) / 6.0  # smaller ones need the evidence more

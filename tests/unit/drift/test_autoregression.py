@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from streamadapt.drift.autoregression import AutoRegression, LaggedMoments, Simulation, levels
+from streamadapt.drift.autoregression import AutoRegression, Simulation
+from streamadapt.drift.lagged import LaggedMoments, levels
 
 
 def model(
@@ -38,10 +39,10 @@ def yule_walker(series: np.ndarray, order: int) -> tuple[float, float, np.ndarra
 def test_models_collected_in_slices_are_yule_walkers(phi: list[float], longest: int) -> None:
     series = np.random.default_rng(1).normal(size=(400, 5)).cumsum(axis=0)
     own = model(phi)
-    moments = LaggedMoments.like(own)
+    moments = LaggedMoments(own.order, own.memory)
     for begin in range(0, 400, longest):
         moments.add(series[begin : begin + longest] - own.mean)
-    found = moments.fitted(own)
+    found = own.refitted_to(moments)
     whole = own.refitted(series)
     for one in range(5):
         expected = yule_walker(series[:, one], len(phi))
@@ -55,10 +56,10 @@ def test_scores_far_from_nought_lose_nothing_in_single_precision() -> None:
     """Sums of squares of such values would cancel."""
     own = model([0.9], mean=1000.0)
     series = own.simulated(3, 2000, np.random.default_rng(2))
-    moments = LaggedMoments.like(own)
+    moments = LaggedMoments(own.order, own.memory)
     for begin in range(0, 2000, 32):
         moments.add(series[begin : begin + 32].astype(np.float32) - np.float32(own.mean))
-    found = moments.fitted(own)
+    found = own.refitted_to(moments)
     for one in range(3):
         expected = yule_walker(series[:, one], 1)
         assert found.phi[one, 0] == pytest.approx(expected[2][0], abs=1e-3)
@@ -96,10 +97,10 @@ def test_a_level_is_a_regressor_like_the_lags(longest: int) -> None:
     """Least squares over the whole series, but for what its ends weigh."""
     own = model([0.3, 0.1], level=0.4, memory=16.0)
     series = own.simulated(4, 3000, np.random.default_rng(4))
-    moments = LaggedMoments.like(own)
+    moments = LaggedMoments(own.order, own.memory)
     for begin in range(0, 3000, longest):
         moments.add(series[begin : begin + longest] - own.mean)
-    found = moments.fitted(own)
+    found = own.refitted_to(moments)
     level = averages(series - own.mean, 16.0)
     for one in range(4):
         rows = np.stack(
@@ -164,3 +165,26 @@ def test_a_short_reference_may_be_supposed_to_wander() -> None:
     assert careful.effective < plain.effective / 8
     assert careful.residuals.std() == pytest.approx(1.0)
     assert AutoRegression.from_state_dict(careful.state_dict()).gain == careful.gain
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.ones(300),
+        np.arange(300.0),
+        np.tile([1.0, -1.0], 150),
+        np.repeat([0.0, 1.0], 150),
+        np.eye(1, 300, 150)[0],
+        np.sin(np.arange(300.0) / 7.0),
+        1e12 + np.arange(300.0),
+        np.full(300, 1e-300),
+    ],
+)
+@pytest.mark.parametrize("carried", [0.0, 0.75])
+def test_series_that_no_camera_shows_have_a_model_too(values: np.ndarray, carried: float) -> None:
+    found = AutoRegression.fit(values, carried=carried)
+    for name in ("mean", "deviation", "phi", "innovation", "residuals", "level", "gain"):
+        assert np.isfinite(getattr(found, name)).all(), name
+    assert 0.0 <= found.effective <= 300.0
+    values = found.simulated(4, 500, np.random.default_rng(0))
+    assert np.isfinite(values).all()
