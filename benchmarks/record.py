@@ -100,6 +100,17 @@ def poisson_interval(mean: float, *, outside: float = 0.05) -> tuple[int, int]:
         count += 1
 
 
+def wilson_interval(count: int, of: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson, 1927); all there is where nothing was counted."""
+    if not of:
+        return 0.0, 1.0
+    z, share = 1.96, count / of
+    middle = share + z**2 / (2 * of)
+    half = z * math.sqrt(share * (1.0 - share) / of + z**2 / (4 * of**2))
+    low, high = ((middle + side * half) / (1.0 + z**2 / of) for side in (-1.0, 1.0))
+    return max(low, 0.0), min(high, 1.0)
+
+
 def environment(device: str | torch.device = "cpu") -> dict[str, Any]:
     """Hardware, versions, commit and date: what a number depends on."""
     device = torch.device(device)

@@ -25,7 +25,15 @@ from benchmarks.adaptation.continual import configuration
 from benchmarks.guard.frames import shown
 from benchmarks.lab.continual import continual
 from benchmarks.lab.worlds import worlds
-from benchmarks.record import RESULTS, Claim, environment, report, table, write
+from benchmarks.record import (
+    RESULTS,
+    Claim,
+    environment,
+    report,
+    table,
+    wilson_interval,
+    write,
+)
 from streamadapt import Guard, StreamProcessor
 from streamadapt.estimators import EMA, Estimator
 from streamadapt.events import AnswersCompared, Event, GuardActed
@@ -33,8 +41,8 @@ from streamadapt.replay import PolicySpec
 
 STREAMS = ("i.i.d., 64", "correlated, 16", "clean, correlated, 16")
 POLICIES: dict[str, Estimator | None] = {"default": None, "EMA 0.1": EMA(momentum=0.1)}
-SEEDS = (0, 1)
-DOMAIN_FRAMES = 640
+SEEDS = (0, 1, 2, 3)
+DOMAIN_FRAMES, CLEAN_FRAMES = 640, 3840
 STRETCH, BEFORE = 1000, 500
 HARM, NO_HARM = -0.05, -0.02
 Right = NDArray[np.bool_]
@@ -49,7 +57,7 @@ def one(stream: str, seed: int) -> dict[str, dict[str, Any]]:
         part="test",
         seed=seed,
         policies=[PolicySpec("frozen", "frozen")],
-        frames=DOMAIN_FRAMES,
+        frames=CLEAN_FRAMES if stream.startswith("clean") else DOMAIN_FRAMES,
     )
     source, batches = shown(scenario)
     events: dict[str, list[Event]] = {}
@@ -91,6 +99,7 @@ def one(stream: str, seed: int) -> dict[str, dict[str, Any]]:
             ],
             "acts": dict(Counter(event.action for event in acts)),
             "compared": sum(event.frames for event in compared) / len(whole[name]),
+            "frames": len(whole[name]),
         }
     return found
 
@@ -130,8 +139,29 @@ def summarise(found: dict[tuple[str, int], dict[str, dict[str, Any]]]) -> dict[s
                 "false_rollbacks": int((rollbacks > NO_HARM).sum()),
                 "acts": dict(acts),
                 "compared": float(np.mean([part["compared"] for part in parts])),
+                "spans": sum(part["frames"] for part in parts) // BEFORE,
             }
     return out
+
+
+def rates(results: dict[str, Any]) -> dict[str, Any]:
+    """Over all streams: harm that a guard leaves, and spans without harm that it rolls back in."""
+    found = {}
+    for policy in POLICIES:
+        plain, guarded = (
+            [each[name] for each in results.values()] for name in (policy, f"{policy}, guarded")
+        )
+        counts = {
+            "harm left": [sum(row["harmful"] for row in rows) for rows in (guarded, plain)],
+            "false rollbacks": [
+                sum(row[key] for row in guarded) for key in ("false_rollbacks", "spans")
+            ],
+        }
+        found[policy] = {
+            name: {"count": part, "of": whole, "interval": wilson_interval(part, whole)}
+            for name, (part, whole) in counts.items()
+        }
+    return found
 
 
 def main() -> None:
@@ -149,6 +179,8 @@ def main() -> None:
             found[key] = future.result()
             print(*key, "done", flush=True)
     results = summarise(found)
+    both = rates(results)
+    print(both)
     columns = ("error", "source_error", "worst", "harmful", "stretches", "rollbacks")
     rows = [
         [f"{stream}: {policy}", *(f"{row[name]:.3g}" for name in (*columns, "false_rollbacks"))]
@@ -199,13 +231,15 @@ def main() -> None:
         arguments={
             "seeds": SEEDS,
             "domain_frames": DOMAIN_FRAMES,
+            "clean_frames": CLEAN_FRAMES,
+            "before": BEFORE,
             "stretch": STRETCH,
             "harm": HARM,
             "guard": repr(Guard()),
             "configuration": configuration(),
         },
         environment=where,
-        results=results,
+        results={"streams": results, "rates": both},
         claims=claims,
     )
     report(claims, written=options.output)

@@ -48,7 +48,7 @@ def streams(content: dict[str, Any]) -> str:
             f"{row['rollbacks']} ({row['false_rollbacks']})" if "guarded" in policy else "",
             f"{100 * row['compared']:.1f} %" if "guarded" in policy else "",
         ]
-        for stream, each in content["results"].items()
+        for stream, each in content["results"]["streams"].items()
         for policy, row in each.items()
     ]
     header = [
@@ -66,9 +66,22 @@ def streams(content: dict[str, Any]) -> str:
         f"\n\nCIFAR-10, ResNet-20, test part, all corruptions, {len(arguments['seeds'])} seeds. A "
         f"stretch of {arguments['stretch']} frames is harmful if adapted answers are five points "
         "and more worse than the source's on it; a rollback is false if the 500 frames before it "
-        "were answered no worse than two points below the source. Configuration "
-        f"`{arguments['configuration']}`."
+        "were answered no worse than two points below the source. "
+        + " ".join(
+            f"{policy[0].upper()}{policy[1:]}: {_rate(each['harm left'])} harmful stretches are "
+            f"left, false rollbacks in {_rate(each['false rollbacks'])} spans of "
+            f"{arguments['before']} frames."
+            for policy, each in content["results"]["rates"].items()
+        )
+        + f" Configuration `{arguments['configuration']}`."
     )
+
+
+def _rate(rate: dict[str, Any]) -> str:
+    low, high = rate["interval"]
+    if not rate["of"]:
+        return "0 of 0"
+    return f"{rate['count']} of {rate['of']} ({100 * low:.1f} to {100 * high:.1f} %)"
 
 
 @from_result("guard-domains.json")
