@@ -18,7 +18,7 @@ _MEMORIES = (16, 64, 256)  # steps that a level looks back, about
 _MEMORIES_SEEN = 8  # so many of them in a reference that a level is fitted from
 _SUPPOSED_MEMORY = 64  # steps
 _LEAST_OBSERVATIONS = 16
-_RUN = 64  # residuals on end
+_RUN, _RUN_SHARE = 64, 4  # residuals on end; one in so many series is made of such
 _NO_LEVEL = np.float64(0.0)
 
 
@@ -259,10 +259,10 @@ class Simulation:
         """The next values, `[steps, series]`."""
         # Indices of 32 bits cost half as much as those of 64.
         series, known = self._past.shape[1], len(self._innovations)
-        size = steps, series - series // 2
+        size = steps, series - series // _RUN_SHARE
         single = self._rng.integers(known, size=size, dtype=np.uint32)
         if self._run_left <= 0:
-            self._run = self._rng.integers(known, size=series // 2, dtype=np.uint32)
+            self._run = self._rng.integers(known, size=series // _RUN_SHARE, dtype=np.uint32)
             self._run_left = _RUN
         run = (self._run + np.arange(steps, dtype=np.uint32)[:, None]) % np.uint32(known)
         self._run, self._run_left = self._run + np.uint32(steps), self._run_left - steps

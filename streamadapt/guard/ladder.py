@@ -21,6 +21,7 @@ _SUSPECT_FRAMES = 32  # compared, before updates are held
 _DECIDING_FRAMES = 128  # compared, before statistics are touched
 _AGAIN_FRAMES = 96  # compared, after they were, before more is done
 _CLEAR = 4.0  # margins, at which there is nothing to wait for
+_PLAIN = 2.0  # margins, from which an estimate counts for a whole step
 _FALL = 2.0  # margins, of an estimator that settles
 _FIRST_FRAMES = 256  # seen, from new statistics to the first comparison; then twice as many, ...
 _PROBATION_FRAMES = 128  # the same, for statistics that hurt before
@@ -66,9 +67,10 @@ class Ladder:
     Watching, it asks for a comparison now and then: soon after statistics are new, later as seldom
     as `Guard.share` says, and when something is suspicious. A loss makes it hold; held, it compares
     all frames until it can decide. What it does then it does in steps, each of which is judged by
-    new comparisons; a loss that comes back soon is met with the next step. Comparisons that were
-    still on their way from the device when statistics were touched are not heard: they rest on more
-    than their own frames.
+    new comparisons; a loss that comes back soon is met with the next step. An estimate a little
+    below the margin may be an error of the domain's, so it counts for half a step. Comparisons that
+    were still on their way from the device when statistics were touched are not heard: they rest on
+    more than their own frames.
 
     An estimator that settles measures the world anew when it is put on the source. It goes on while
     the stream is held, because it may notice a change of domain by itself, which is what the loss
@@ -91,7 +93,7 @@ class Ladder:
         self._usual = math.nan  # gain over the first frames on these statistics
         self._longest = _BURST_FRAMES / guard.share - _BURST_FRAMES if guard.share else math.inf
         self.state: GuardState = "watching"
-        self._level = 0  # steps that were taken and are not forgotten
+        self._level = 0.0  # steps that were taken and are not forgotten
         self._seen = self._burst = self._late = 0.0
         self._watched_from = 0.0
         self._interval = min(float(_FIRST_FRAMES), self._longest)
@@ -124,7 +126,7 @@ class Ladder:
             return None
         longest = max(_LONGEST_COOLDOWN_SECONDS, self._guard.cooldown_seconds)
         self._cooldown = min(2.0 * self._cooldown, longest)
-        self._since_pin, self._level = 0.0, len(_STEPS) - 1
+        self._since_pin, self._level = 0.0, len(_STEPS) - 1.0
         self._watch(_PROBATION_FRAMES)
         return "unpin"
 
@@ -180,8 +182,9 @@ class Ladder:
             self._watch(_PROBATION_FRAMES)
             return "release"
         least = 2 if clear or self._settles else 1
-        self._level = min(max(self._level + 1, least), len(_STEPS))
-        action, self.state = _STEPS[self._level - 1]
+        plain = self._settles or now.labelled or now.gain < -_PLAIN * self._guard.margin
+        self._level = min(max(self._level + (1.0 if plain else 0.5), least), len(_STEPS))
+        action, self.state = _STEPS[int(self._level) - 1]
         self._pause, self._late = float(_PAUSE_FRAMES), _LATE_FRAMES
         if action == "pin":
             self.pin()
@@ -213,7 +216,7 @@ class Ladder:
 
     def _nothing_found(self) -> None:
         if self._seen - self._watched_from >= _FORGIVEN_FRAMES:
-            self._level = 0
+            self._level = 0.0
         self._burst = 0.0
         self._interval = min(2.0 * self._interval, self._longest)
         self._due = self._seen + self._interval if self._guard.share else math.inf

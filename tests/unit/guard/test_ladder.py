@@ -23,8 +23,13 @@ NEXT = {  # what may be done, by the state it is done in, and the state after it
         "rollback": "rolled_back",
         "pin": "pinned",
     },
-    "shrunk": {"release": "watching", "rollback": "rolled_back", "pin": "pinned"},
-    "rolled_back": {"release": "watching", "pin": "pinned"},
+    "shrunk": {
+        "release": "watching",
+        "shrink": "shrunk",
+        "rollback": "rolled_back",
+        "pin": "pinned",
+    },
+    "rolled_back": {"release": "watching", "rollback": "rolled_back", "pin": "pinned"},
     "pinned": {"unpin": "watching"},
 }
 
@@ -137,7 +142,7 @@ def test_a_suspicion_is_heard_after_any_time_of_calm(share: float) -> None:
 
 
 def test_nothing_is_looked_into_twice_at_once() -> None:
-    stream = Stream(Guard(), -0.1)
+    stream = Stream(Guard(), -0.15)
     assert stream.ladder.suspect()
     assert not stream.ladder.suspect()
     for state in ("held", "shrunk", "rolled_back", "pinned"):
@@ -149,7 +154,7 @@ def test_nothing_is_looked_into_twice_at_once() -> None:
 
 @pytest.mark.parametrize("batch", [1, 5, 16])
 def test_a_loss_that_stays_is_met_step_by_step_within_500_frames(batch: int) -> None:
-    stream = Stream(everything(), -0.1, batch=batch)
+    stream = Stream(everything(), -0.15, batch=batch)
     assert stream.run(500) == ["hold", "shrink", "rollback", "pin"]
     # Nothing is done on a handful of frames, and every step has frames of its own.
     assert stream.when[0] >= 32
@@ -166,7 +171,7 @@ def test_a_clear_loss_is_met_sooner_and_not_by_half() -> None:
 def test_in_the_routine_a_loss_is_found_by_the_next_comparison() -> None:
     stream = Stream(Guard(), batch=4)
     stream.run(100_000)
-    stream.gain = -0.1
+    stream.gain = -0.15
     assert stream.until("pinned").acts == ["hold", "shrink", "rollback", "pin"]
     assert stream.seen < 113_500
 
@@ -180,7 +185,7 @@ def test_the_margin_is_what_may_be_lost(margin: float) -> None:
 @pytest.mark.parametrize("helps", ["held", "shrunk", "rolled_back"])
 def test_when_the_loss_is_gone_updates_go_on(helps: str) -> None:
     order = ["held", "shrunk", "rolled_back"]
-    stream = Stream(everything(), lambda state: 0.0 if state == helps else -0.1)
+    stream = Stream(everything(), lambda state: 0.0 if state == helps else -0.15)
     stream.until(helps)
     assert stream.ladder.holds and stream.ladder.compares
     stream.gain = 0.0
@@ -191,7 +196,9 @@ def test_when_the_loss_is_gone_updates_go_on(helps: str) -> None:
 
 
 def test_a_loss_that_comes_back_soon_is_met_with_the_next_step() -> None:
-    stream = Stream(everything(), lambda state: 0.0 if state in ("shrunk", "rolled_back") else -0.1)
+    stream = Stream(
+        everything(), lambda state: 0.0 if state in ("shrunk", "rolled_back") else -0.15
+    )
     assert stream.run(1500)[:8] == [
         *("hold", "shrink", "release"),
         *("hold", "rollback", "release"),
@@ -201,9 +208,9 @@ def test_a_loss_that_comes_back_soon_is_met_with_the_next_step() -> None:
 
 @pytest.mark.parametrize("share", [0.005, 0.05, 1.0])
 def test_a_loss_long_after_another_is_met_like_the_first(share: float) -> None:
-    stream = Stream(Guard(share=share), -0.1, batch=2)
+    stream = Stream(Guard(share=share), -0.15, batch=2)
     for _ in range(3):
-        stream.gain = -0.1
+        stream.gain = -0.15
         stream.until("shrunk")
         stream.gain = 0.0
         assert stream.run(40_000) == ["release"]
@@ -214,7 +221,7 @@ def test_a_loss_long_after_another_is_met_like_the_first(share: float) -> None:
 
 
 def test_pinned_it_waits_without_updates_or_comparisons_and_then_watches_again() -> None:
-    stream = Stream(everything(cooldown_seconds=60.0), -0.1).until("pinned")
+    stream = Stream(everything(cooldown_seconds=60.0), -0.15).until("pinned")
     compared = stream.compared
     assert stream.run(1498) == []  # not yet 60 seconds
     assert stream.ladder.holds and not stream.ladder.compares
@@ -239,34 +246,34 @@ def pinned_seconds(stream: Stream, times: int) -> list[float]:
 
 
 def test_the_time_on_the_source_doubles_up_to_an_hour() -> None:
-    stream = Stream(everything(cooldown_seconds=60.0), -0.1)
+    stream = Stream(everything(cooldown_seconds=60.0), -0.15)
     wanted = [60, 120, 240, 480, 960, 1920, 3600, 3600, 3600]
     assert pinned_seconds(stream, 9) == wanted
 
 
 def test_it_is_never_shorter_than_was_asked_for() -> None:
-    stream = Stream(everything(cooldown_seconds=2 * HOUR), -0.1)
+    stream = Stream(everything(cooldown_seconds=2 * HOUR), -0.15)
     assert pinned_seconds(stream, 3) == [2 * HOUR] * 3
 
 
 def test_after_four_hours_without_it_the_time_is_as_short_as_the_first() -> None:
     for hours, next_seconds in ((3.9, 480.0), (4.1, 60.0)):
-        stream = Stream(everything(cooldown_seconds=60.0), -0.1)
+        stream = Stream(everything(cooldown_seconds=60.0), -0.15)
         assert pinned_seconds(stream, 3) == [60.0, 120.0, 240.0]
         stream.gain = 0.0
         stream.run(1000, seconds_a_frame=hours * HOUR / 1000)
-        stream.gain = -0.1
+        stream.gain = -0.15
         assert pinned_seconds(stream, 1) == [next_seconds]
 
 
 def test_a_loss_right_after_the_source_leads_back_to_it() -> None:
-    stream = Stream(everything(), -0.1).until("pinned")
+    stream = Stream(everything(), -0.15).until("pinned")
     stream.until("watching").until("pinned")
     assert stream.acts[4:] == ["unpin", "hold", "pin"]
 
 
 def test_without_a_former_state_the_source_it_is() -> None:
-    stream = Stream(everything(), -0.1).until("rolled_back")
+    stream = Stream(everything(), -0.15).until("rolled_back")
     stream.ladder.pin()
     assert stream.ladder.state == "pinned" and not stream.ladder.compares
     assert stream.run(1498) == [] and stream.run(4) == ["unpin"]
@@ -277,7 +284,7 @@ def test_without_a_former_state_the_source_it_is() -> None:
 
 @pytest.mark.parametrize("state", ["watching", "held", "shrunk", "rolled_back", "pinned"])
 def test_a_gain_that_is_no_number_causes_nothing(state: str) -> None:
-    stream = Stream(everything(cooldown_seconds=HOUR), -0.1).until(state)
+    stream = Stream(everything(cooldown_seconds=HOUR), -0.15).until(state)
     stream.gain = math.nan
     assert stream.run(3000) == []
     assert stream.ladder.state == state
@@ -292,12 +299,12 @@ def test_a_gain_that_is_no_number_does_not_make_comparing_the_rule() -> None:
 @pytest.mark.parametrize("state", ["held", "shrunk", "rolled_back"])
 def test_comparisons_that_arrive_late_are_not_taken_for_news(state: str) -> None:
     """On a GPU they come some steps after they were made; those say nothing of the new state."""
-    stream = Stream(everything(), -0.1).until(state)
+    stream = Stream(everything(), -0.15).until(state)
     while stream.ladder.state == state:
         stream.run(1)
     after = stream.ladder.state
     for late in range(60):
-        assert stream.ladder.compared(Comparison(-0.1, 130.0 + late), 1) is None
+        assert stream.ladder.compared(Comparison(-0.15, 130.0 + late), 1) is None
     assert stream.ladder.state == after
     if after != "pinned":
         stream.gain = 0.0
@@ -306,7 +313,7 @@ def test_comparisons_that_arrive_late_are_not_taken_for_news(state: str) -> None
 
 @pytest.mark.parametrize("state", ["shrunk", "rolled_back"])
 def test_a_stream_whose_evidence_never_starts_anew_is_not_held_for_good(state: str) -> None:
-    ladder = Stream(everything(), -0.1).until(state).ladder
+    ladder = Stream(everything(), -0.15).until(state).ladder
     acts = [ladder.compared(Comparison(0.0, 256.0), 16) for _ in range(500)]
     assert [one for one in acts if one] == ["release"]
 
@@ -435,3 +442,19 @@ def test_who_starts_anew_all_the_time_is_not_compared_all_the_time(every: int) -
             compared += 4
             assert ladder.compared(Comparison(0.0, 200.0), 4) is None
     assert 128 <= compared <= 0.04 * 60_000
+
+
+def test_a_loss_that_is_not_plain_counts_for_half_a_step() -> None:
+    stream = Stream(everything(), -0.08)
+    acts = [act for act in stream.run(2000) if act != "unpin"]
+    assert acts[:6] == ["hold", "shrink", "shrink", "rollback", "rollback", "pin"]
+    stream = Stream(everything(), -0.12)
+    assert stream.run(2000)[:4] == ["hold", "shrink", "rollback", "pin"]
+
+
+def test_labels_make_a_loss_plain() -> None:
+    ladder = Ladder(Guard())
+    acts = [ladder.compared(Comparison(-0.06, n, labelled=True), 1.0) for n in (40.0, 200.0)]
+    assert acts == ["hold", "shrink"]
+    again = [ladder.compared(Comparison(-0.06, n, labelled=True), n) for n in (50.0, 100.0)]
+    assert again == [None, "rollback"]
