@@ -18,7 +18,7 @@ _MEMORIES = (16, 64, 256)  # steps that a level looks back, about
 _MEMORIES_SEEN = 8  # so many of them in a reference that a level is fitted from
 _SUPPOSED_MEMORY = 64  # steps
 _LEAST_OBSERVATIONS = 16
-_RUN, _RUN_SHARE = 64, 4  # residuals on end; one in so many series is made of such
+_RUN = 64  # residuals on end
 _NO_LEVEL = np.float64(0.0)
 
 
@@ -234,6 +234,8 @@ class Simulation:
         series: how many.
         rng: of the residuals.
         dtype: of the values.
+        runs: in so many of the series, the last ones, 64 residuals on end are drawn at a time, as
+            they came: bursts stay bursts.
     """
 
     def __init__(
@@ -242,6 +244,7 @@ class Simulation:
         series: int,
         rng: np.random.Generator,
         dtype: DTypeLike = np.float64,
+        runs: int = 0,
     ) -> None:
         left = max(1.0 - float(model.phi.sum()), 1e-3)
         slow = left / max(left - float(model.level), 1e-3) * model.memory if model.level else 0.0
@@ -249,7 +252,7 @@ class Simulation:
         self._rng = rng
         self._mean, self._phi = model.mean.astype(dtype), model.phi.astype(dtype)
         self._innovations = (model.residuals * model.innovation).astype(dtype)
-        self._run, self._run_left = np.zeros(0, np.uint32), 0
+        self._runs, self._run_left = runs, 0
         self._past = np.zeros((model.order, series), dtype)  # deviations, the oldest first
         self._level = model.level.astype(dtype)
         self._forgets = np.asarray(1.0 / model.memory, dtype)
@@ -259,10 +262,10 @@ class Simulation:
         """The next values, `[steps, series]`."""
         # Indices of 32 bits cost half as much as those of 64.
         series, known = self._past.shape[1], len(self._innovations)
-        size = steps, series - series // _RUN_SHARE
+        size = steps, series - self._runs
         single = self._rng.integers(known, size=size, dtype=np.uint32)
         if self._run_left <= 0:
-            self._run = self._rng.integers(known, size=series // _RUN_SHARE, dtype=np.uint32)
+            self._run = self._rng.integers(known, size=self._runs, dtype=np.uint32)
             self._run_left = _RUN
         run = (self._run + np.arange(steps, dtype=np.uint32)[:, None]) % np.uint32(known)
         self._run, self._run_left = self._run + np.uint32(steps), self._run_left - steps
