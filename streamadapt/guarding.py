@@ -221,7 +221,8 @@ class GuardBook:
                 if not new or self._streams.get(row) is not one:
                     continue
                 one.gain, one.agreement = gain, agreement
-                one.spacing.measured(alike)
+                if self._engine.has_phases:
+                    one.spacing.measured(alike)
                 if one.labelled.enough:
                     one.gain = one.labelled.gain
                 self._outbox.post(

@@ -15,7 +15,7 @@ GuardState = Literal["watching", "held", "shrunk", "rolled_back", "pinned"]
 Action = Literal["hold", "release", "shrink", "rollback", "pin", "unpin"]
 
 _FRAMES_A_PICTURE = 16.0  # that count, of frames that all say the same
-# Where they decide something, frames are those that count: see `Comparison.worth`.
+# Of an estimator that settles, frames are those that count where they decide something.
 _BURST_FRAMES = 64  # compared at a time, as a routine or because something looks suspicious
 _SUSPECT_FRAMES = 32  # compared, before updates are held
 _DECIDING_FRAMES = 128  # compared, before statistics are touched
@@ -78,7 +78,8 @@ class Ladder:
     follow a domain, so harm is rare, and an estimate without labels has errors of each domain's
     own, which more frames do not take away. So what counts as a loss is a fall: twice the margin
     below zero, and below what was estimated over the first frames on these statistics; or four
-    margins below zero.
+    margins below zero. And of frames that are alike few count. Any other estimator is hurt most by
+    such frames, one class on end, so there all count.
 
     Args:
         guard: when it acts.
@@ -161,7 +162,8 @@ class Ladder:
 
     def compared(self, now: Comparison, frames: float) -> Action | None:
         """A comparison over `now.frames`, the latest `frames` among them; what is to be done."""
-        lost = now.worth >= _SUSPECT_FRAMES and self._lost(now)
+        worth = now.worth if self._settles else now.frames
+        lost = worth >= _SUSPECT_FRAMES and self._lost(now)
         self._late = 0.0 if now.frames <= frames else max(0.0, self._late - frames)
         if self.state == "pinned" or self._late > 0.0:
             return None
@@ -176,7 +178,7 @@ class Ladder:
             return None
         clear = lost and not self._settles and now.gain < -_CLEAR * self._guard.margin
         wanted = _DECIDING_FRAMES if self.state == "held" else _AGAIN_FRAMES
-        if math.isnan(now.gain) or (now.worth < wanted and not clear):
+        if math.isnan(now.gain) or (worth < wanted and not clear):
             return None
         if not lost:
             self._watch(_PROBATION_FRAMES)

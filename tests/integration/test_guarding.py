@@ -101,7 +101,7 @@ def test_statistics_that_hurt_are_out_of_service_soon() -> None:
     with sa.StreamProcessor(Classifier().eval(), estimator=EMA, alarms=None) as processor:
         alone = answered(processor, of_one_class(120, seed=0))
     assert sum(alone[20:]) / 100 < 0.6
-    assert sum(guarded[20:]) / 100 > 0.93  # after four such stretches
+    assert sum(guarded[20:]) / 100 > 0.85  # after four such stretches
     assert acts(events)[:2] == ["hold", "shrink"]
 
 
