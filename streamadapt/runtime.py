@@ -122,6 +122,7 @@ class Runtime:
             readouts=self.readouts,
             on_other=self.drift.other_world,
             profile=profile,
+            on=self.drift.alarms is not None or domains > 0,
         )
         self.domains = DomainBook(
             domains,

@@ -43,6 +43,7 @@ class Worlds:
         readouts: brings distances to the host.
         on_other: called with step, stream and row, when a stream is in another world.
         profile: of the source.
+        on: without, nothing is kept or compared.
     """
 
     def __init__(
@@ -52,13 +53,17 @@ class Worlds:
         readouts: Readouts,
         on_other: Callable[[int, Hashable, int], None],
         profile: SourceProfile | None,
+        on: bool,
     ) -> None:
+        self._on = on
         self._least = 0.0 if profile is None else profile.innovation_of(_FEW_FRAMES, depth=_DEPTH)
         self._engine, self._readouts, self._on_other = engine, readouts, on_other
         self._streams: dict[int, _Stream] = {}
 
     def follow(self, row: int, phase: Phase | None, frames: float) -> None:
         """Frames of a row went by, in that phase."""
+        if not self._on:
+            return
         one = self._of(row)
         one.seen += frames
         if phase != "following":
@@ -78,6 +83,8 @@ class Worlds:
         self, step: int, stream: Hashable, row: int, before: Phase | None, now: Phase
     ) -> None:
         """The estimator of a row took up something else."""
+        if not self._on:
+            return
         one, former = self._of(row), self.former(row)
         one.copies = []
         if now == "settling":

@@ -16,7 +16,8 @@ class Alarms:
     """How drift is watched for.
 
     Attributes:
-        expected_run_seconds: camera time between false alarms of a camera, all scores together.
+        expected_run_seconds: camera time between false alarms of a camera, all scores together. It
+            is promised from a reference of a two-hundredth of it on.
         rate_hz: scores a second that detectors see.
         detector: watches one score; see `ScoreMonitor`.
         fleet_cameras: alarms of so many different cameras are a fleet's alarm.
