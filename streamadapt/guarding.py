@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from torch import Tensor
 
+from streamadapt.acting import Acts, Watched, keep_answers
 from streamadapt.engine import AdaptationEngine
 from streamadapt.errors import ConfigurationError, one_line
 from streamadapt.events import (
@@ -20,7 +21,6 @@ from streamadapt.events import (
     Phase,
     Rejection,
 )
-from streamadapt.guard.acting import Acts, Watched
 from streamadapt.guard.evidence import Evidence
 from streamadapt.guard.known import Guarded
 from streamadapt.guard.labels import AnswerBook
@@ -239,7 +239,8 @@ class GuardBook:
 
         self._readouts.submit(found, receive)
         if where.ids is not None:
-            self._answers.read(
+            keep_answers(
+                self._answers,
                 self._readouts,
                 where.ids,
                 [(named[entry], rows[entry], of[entry].version) for entry in entries],

@@ -5,13 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
-
-from streamadapt.guard.answers import Answers
-from streamadapt.readout import Readouts
 
 _WINDOW_LABELS = 256.0
 _FRAMES_OF_A_LABEL = 4.0  # compared frames that tell as much
@@ -42,37 +35,6 @@ class AnswerBook:
     def __init__(self, capacity: int = 4096) -> None:
         self._capacity = capacity
         self._kept: OrderedDict[Hashable, Answered] = OrderedDict()
-
-    def read(
-        self,
-        readouts: Readouts,
-        identifiers: Sequence[Hashable | None],
-        of: Sequence[tuple[Hashable, int, int]],
-        adapted: Any,
-        source: Any,
-    ) -> None:
-        """Keep what was answered to frames, as soon as it has arrived; images of answers are not.
-
-        Args:
-            readouts: brings it.
-            identifiers: of the frames; None: there will be no label.
-            of: stream, row and version of each frame.
-            adapted: the model's output for these frames.
-            source: the same on the source's statistics.
-        """
-        both = [Answers.of(one, len(of)) for one in (adapted, source)]
-        if both[0] is None or both[1] is None or both[0].classes.shape[1] != 1:
-            return
-        names = list(identifiers)
-
-        def receive(values: Tensor) -> None:
-            for identifier, (stream, row, version), (ours, theirs) in zip(
-                names, of, values.tolist(), strict=True
-            ):
-                if identifier is not None:
-                    self.keep(identifier, Answered(row, stream, version, ours, theirs))
-
-        readouts.submit(torch.cat([both[0].classes, both[1].classes], dim=1), receive)
 
     def keep(self, identifier: Hashable, answered: Answered) -> None:
         """Keep the answers to a frame; the same id again replaces them."""

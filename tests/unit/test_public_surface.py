@@ -28,6 +28,7 @@ LAYERS = (
     {"bank", "ops", "streams"},
     {"alignment", "drift", "estimators", "guard", "taps"},
     {
+        "acting",
         "arguments",
         "batch",
         "describe",
@@ -48,6 +49,7 @@ LAYERS = (
         "stepping",
         "watching",
         "weighing",
+        "worlds",
     },
     {"calibration", "offline", "processor"},
     {ROOT},

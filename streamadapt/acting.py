@@ -1,20 +1,26 @@
-"""What ladders decide, carried out before the next step."""
+"""What ladders decide, carried out before the next step; answers, kept until their labels come."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from streamadapt.engine import AdaptationEngine
 from streamadapt.errors import one_line
 from streamadapt.events import GuardActed, GuardFailed, RolledBack
+from streamadapt.guard.answers import Answers
 from streamadapt.guard.known import Health
-from streamadapt.guard.labels import Labelled
+from streamadapt.guard.labels import AnswerBook, Answered, Labelled
 from streamadapt.guard.ladder import Action, Comparison, Ladder
 from streamadapt.guard.ring import StateRing
 from streamadapt.guard.spacing import Spacing
 from streamadapt.outbox import Outbox
+from streamadapt.readout import Readouts
 
 _WINDOW_FRAMES = 256.0  # that a comparison looks back
 
@@ -104,3 +110,36 @@ class Acts:
         self.tell(step, stream, one, action, now)
         if to is not None:
             self._outbox.post(RolledBack(step=step, to=to, streams=(stream,), reason="harm"))
+
+
+def keep_answers(
+    book: AnswerBook,
+    readouts: Readouts,
+    identifiers: Sequence[Hashable | None],
+    of: Sequence[tuple[Hashable, int, int]],
+    adapted: Any,
+    source: Any,
+) -> None:
+    """Keep what was answered to frames, as soon as it has arrived; images of answers are not.
+
+    Args:
+        book: where it is kept.
+        readouts: brings it.
+        identifiers: of the frames; None: there will be no label.
+        of: stream, row and version of each frame.
+        adapted: the model's output for these frames.
+        source: the same on the source's statistics.
+    """
+    both = [Answers.of(one, len(of)) for one in (adapted, source)]
+    if both[0] is None or both[1] is None or both[0].classes.shape[1] != 1:
+        return
+    names = list(identifiers)
+
+    def receive(values: Tensor) -> None:
+        for identifier, (stream, row, version), (ours, theirs) in zip(
+            names, of, values.tolist(), strict=True
+        ):
+            if identifier is not None:
+                book.keep(identifier, Answered(row, stream, version, ours, theirs))
+
+    readouts.submit(torch.cat([both[0].classes, both[1].classes], dim=1), receive)
