@@ -16,7 +16,7 @@ from streamadapt.events import DomainForgotten, DomainLearned, DomainRecalled, P
 from streamadapt.moments import Moments
 from streamadapt.outbox import Outbox
 from streamadapt.readout import Readouts
-from streamadapt.worlds import Worlds, moments_of
+from streamadapt.worlds import Worlds
 
 _RECALLED = 0.2  # of the distance from the source, up to which it is that domain
 _SAME = 0.1  # of the distance from the source, up to which two are one
@@ -165,7 +165,10 @@ class DomainBook:
             return
         domains = list(one.domains)
         with torch.inference_mode(False), torch.no_grad():
-            mine, others = moments_of([state]), moments_of([domain.state for domain in domains])
+            mine, others = (
+                self._worlds.moments([state]),
+                self._worlds.moments([domain.state for domain in domains]),
+            )
             pairs = (mine, self._worlds.source()), (mine, others)
             distances = torch.cat([self._worlds.apart(*pair) for pair in pairs])
 
@@ -207,7 +210,7 @@ class DomainBook:
         with torch.inference_mode(False), torch.no_grad():
             aside = self._engine.bank.read([row]).aside
             assert aside is not None
-            others = moments_of(states)
+            others = self._worlds.moments(states)
             source = self._worlds.source()
             together = Moments(
                 others.count,

@@ -26,7 +26,8 @@ _LEAST_AGE_FRAMES = 32.0  # of a copy when a change is noticed: it is of the tim
 class _Stream:
     copies: list[tuple[float, RowState]] = field(default_factory=list)
     seen: float = 0.0
-    left: Moments | None = None  # the world that it started anew from
+    left: RowState | None = None  # the world that it started anew from; None: the source
+    started_anew: bool = False
 
 
 class Worlds:
@@ -88,12 +89,11 @@ class Worlds:
         one, former = self._of(row), self.former(row)
         one.copies = []
         if now == "settling":
-            if before == "resting":
-                one.left = self.source()
-            elif before == "following" and former is not None:
-                one.left = moments_of([former])
-        elif one.left is not None:
-            left, one.left = one.left, None
+            if before == "resting" or (before == "following" and former is not None):
+                one.left, one.started_anew = former, True
+        elif one.started_anew:
+            left = self.source() if one.left is None else self.moments([one.left])
+            one.left, one.started_anew = None, False
             self._compare(step, stream, row, left)
 
     def forget(self, rows: Iterable[int]) -> None:
@@ -111,6 +111,11 @@ class Worlds:
         mean, var = self._engine.bank.source.double()
         return Moments(torch.zeros_like(mean), mean[None], var[None])
 
+    def moments(self, states: Sequence[RowState]) -> Moments:
+        """Statistics of rows, `[states, channels]` float64, on the engine's device of today."""
+        data = torch.cat([state.data[:, :2].to(self._engine.device) for state in states]).double()
+        return Moments(torch.zeros_like(data[0, 0]), data[:, 0], data[:, 1])
+
     def apart(self, one: Moments, others: Moments) -> Tensor:
         """Distances of statistics, mean over the shallow half of the layers, `[rows]`."""
         layout = self._engine.layout
@@ -122,7 +127,7 @@ class Worlds:
 
     def _compare(self, step: int, stream: Hashable, row: int, left: Moments) -> None:
         with torch.inference_mode(False), torch.no_grad():
-            now, source = moments_of([self._engine.bank.capture([row])]), self.source()
+            now, source = self.moments([self._engine.bank.capture([row])]), self.source()
             pairs = (now, left), (now, source), (left, source)
             distances = torch.cat([self.apart(*pair) for pair in pairs])
 
@@ -132,9 +137,3 @@ class Worlds:
                 self._on_other(step, stream, row)
 
         self._readouts.submit(distances, receive)
-
-
-def moments_of(states: Sequence[RowState]) -> Moments:
-    """Statistics of rows, `[states, channels]` float64."""
-    data = torch.cat([state.data[:, :2] for state in states]).double()
-    return Moments(torch.zeros_like(data[0, 0]), data[:, 0], data[:, 1])
