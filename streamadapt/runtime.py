@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable
@@ -14,12 +15,13 @@ from streamadapt.alignment.head import AlignedHead
 from streamadapt.domains import DomainBook
 from streamadapt.drift.alarms import Alarms
 from streamadapt.engine import AdaptationEngine
-from streamadapt.errors import ModelStateError
+from streamadapt.errors import ModelStateError, one_line
 from streamadapt.estimators import Estimator, Frozen
 from streamadapt.estimators.base import Timing
 from streamadapt.events import (
     BuffersRebound,
     Event,
+    GuardFailed,
     Phase,
     SnapshotDropped,
     SourceReplaced,
@@ -42,6 +44,8 @@ from streamadapt.watching import DriftBook
 from streamadapt.worlds import Worlds
 
 Mode = Literal["adapt", "shadow"]
+
+log = logging.getLogger("streamadapt")
 
 
 class Runtime:
@@ -162,8 +166,22 @@ class Runtime:
     ) -> None:
         self.drift.phase_changed(row, now)
         self.guard.phase_changed(step, stream, row, now)
-        self.domains.phase_changed(step, stream, row, before, now)
-        self.worlds.phase_changed(step, stream, row, before, now)
+
+        def remember() -> None:
+            self.domains.phase_changed(step, stream, row, before, now)
+            self.worlds.phase_changed(step, stream, row, before, now)
+
+        self.beside("domain memory", remember)
+
+    def beside(self, what: str, do: Callable[[], None]) -> None:
+        """Do what a step's output does not wait for and must not suffer from."""
+        try:
+            do()
+            self.ledger.trouble.pop(what, None)
+        except Exception as error:
+            log.exception("the %s failed; the output is returned", what)
+            self.ledger.trouble[what] = f"the {what} failed: {one_line(error)}"
+            self.outbox.post(GuardFailed(step=self.steps, error=one_line(error)))
 
     @property
     def updating(self) -> bool:

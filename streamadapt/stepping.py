@@ -197,18 +197,7 @@ class Stepper:
             isinstance(one, Tensor) for one in others
         )
         now = Comparing(runtime.steps, streams, where, call.frames, output, forward, divisible)
-        self._beside("guard", lambda: runtime.guard.watch(now))
-
-    def _beside(self, what: str, do: Callable[[], None]) -> None:
-        """Do what the output does not wait for and must not suffer from."""
-        runtime = self._runtime
-        try:
-            do()
-            runtime.ledger.trouble.pop(what, None)
-        except Exception as error:
-            log.exception("the %s failed; the output is returned", what)
-            runtime.ledger.trouble[what] = f"the {what} failed: {one_line(error)}"
-            runtime.outbox.post(GuardFailed(step=runtime.steps, error=one_line(error)))
+        runtime.beside("guard", lambda: runtime.guard.watch(now))
 
     def _record(self, facts: RecordedStep, committed: Committed | None, output: Any) -> None:
         """Put a commit into the journal, before the next one changes the rows."""
@@ -322,7 +311,7 @@ class Stepper:
                 for row, count in zip(where.rows, counts, strict=True):
                     runtime.worlds.follow(row, book.of(row), count)
 
-            self._beside("domain memory", follow)
+            runtime.beside("domain memory", follow)
         due = book.due(where.rows)
         if where.held is not None:
             due = [one and not held for one, held in zip(due, where.held, strict=True)]
@@ -367,7 +356,7 @@ class Stepper:
             runtime.readouts.submit(settled.verdict, receive)
             if settled.healthy is not None:
                 runtime.readouts.submit(settled.healthy, judge)
-            self._beside(
+            runtime.beside(
                 "domain memory",
                 lambda: runtime.domains.compare(number, streams, where.rows, due),
             )

@@ -17,6 +17,7 @@ from streamadapt.events import (
     DomainRecalled,
     DriftDetected,
     Event,
+    GuardFailed,
     SettlingPassed,
 )
 
@@ -163,3 +164,21 @@ def test_without_an_estimator_that_settles_there_is_nothing_to_remember() -> Non
     camera.visit("fog", 2)
     with pytest.raises(ConfigurationError, match="not settle"):
         camera.processor.remember("fog")
+
+
+def test_a_memory_that_fails_is_told_and_the_stream_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    camera = Camera()
+
+    def fails(*_: Any) -> None:
+        raise MemoryError("no room for another world")
+
+    monkeypatch.setattr("streamadapt.worlds.Worlds.former", fails)
+    with camera.processor:
+        camera.visit("source", 4)
+        camera.visit("fog")
+        camera.visit("night")
+        assert camera.processor.phase() == "following"
+    assert "no room" in camera.told(GuardFailed)[0].error
+    assert not camera.told(DomainLearned)
