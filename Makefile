@@ -18,6 +18,8 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --no-input
 TORCH_STAMP := $(VENV)/.streamadapt-torch
 DEMO_STAMP := $(VENV)/.streamadapt-demo
 DEV_STAMP := $(VENV)/.streamadapt-dev
+# Built when the package is installed, so that happens anew when they change.
+KERNELS := setup.py streamadapt/ops/compiled/build.py $(wildcard streamadapt/ops/compiled/src/*)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -123,10 +125,10 @@ $(TORCH_STAMP): pyproject.toml constraints.txt
 	$(PIP) install -q -c constraints.txt $(if $(TORCH_INDEX_URL),--no-deps --index-url $(TORCH_INDEX_URL)) torch
 	@touch $@
 
-$(DEMO_STAMP): $(TORCH_STAMP)
+$(DEMO_STAMP): $(TORCH_STAMP) $(KERNELS)
 	$(PIP) install -q -c constraints.txt -e '.[replay]'
 	@touch $@
 
-$(DEV_STAMP): $(TORCH_STAMP)
+$(DEV_STAMP): $(TORCH_STAMP) $(KERNELS)
 	$(PIP) install -q -c constraints.txt -e '.[dev]'
 	@touch $@

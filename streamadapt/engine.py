@@ -24,8 +24,10 @@ from streamadapt.estimators import Estimator, Observation
 from streamadapt.estimators.base import OneLayer, Timing
 from streamadapt.layout import BankLayout
 from streamadapt.moments import Moments
+from streamadapt.ops.compiled import Kernels
 from streamadapt.ops.reduce import reduce_frames
 from streamadapt.taps import BufferBinding, Inventory, ModelTap, Staging, Step, verify_remappable
+from streamadapt.taps.fused import FusedTables, arm
 from streamadapt.taps.statistics import (
     CommittedStatistics,
     FramesOwn,
@@ -87,6 +89,7 @@ class AdaptationEngine:
         bound: let the model read row 0 itself instead of moving its inputs.
         frames_per_row: leading-dimension items that a layer has for each batch entry.
         head: the classifier head whose input is aligned, or None.
+        kernels: compiled ones for models on the CPU; None: PyTorch's are used.
 
     Attributes:
         source_version: how often the source was replaced.
@@ -105,6 +108,7 @@ class AdaptationEngine:
         bound: bool,
         frames_per_row: int,
         head: AlignedHead | None = None,
+        kernels: Kernels | None = None,
     ) -> None:
         self.layers = inventory.layers
         self.estimator = estimator
@@ -134,6 +138,7 @@ class AdaptationEngine:
         correction = estimator.correction
         self._thresholds = () if correction is None else correction.thresholds(len(self.layers))
         self._weighing = FrameWeighing(self.layout, estimator, self.device)
+        self.tables = None if kernels is None else FusedTables(self.layers, self.layout, kernels)
         self.tap = ModelTap(self.layers)
         self.binding = BufferBinding(self.layers)
         self.tap.install()
@@ -238,7 +243,9 @@ class AdaptationEngine:
         now = settling is not None or (self.timing == "synchronous" and observe)
         plain = settling is not None or source
         correction = None if plain else self.estimator.correction
-        moves = now or source or not self.binding.bound
+        bound = self.binding.bound
+        moves = now or source or not bound
+        statistics = None
         if moves or correction is not None:
             with torch.inference_mode(False), torch.no_grad():
                 statistics = self._statistics(step, where, now=now, source=source)
@@ -246,6 +253,17 @@ class AdaptationEngine:
                 step.coefficients = statistics.coefficients
             if correction is not None:
                 step.own = FramesOwn(statistics, self._thresholds, self.layout)
+        if self.tables is not None and self.device.type == "cpu" and not torch.is_grad_enabled():
+            arm(
+                step,
+                self.tables,
+                self.bank,
+                where.rows,
+                statistics=statistics,
+                bound=bound,
+                now=now,
+                source=source,
+            )
         self.tap.remapping = step.coefficients is not None or step.own is not None
         self.tap.step = step
         if self.head is not None:

@@ -32,6 +32,7 @@ from streamadapt.guard.settings import Guard
 from streamadapt.guarding import GuardBook
 from streamadapt.journal import Journal, Recorder
 from streamadapt.ledger import Ledger
+from streamadapt.ops.compiled import find
 from streamadapt.outbox import EventHandler, Outbox
 from streamadapt.profile import SourceProfile
 from streamadapt.readout import Readouts
@@ -92,6 +93,7 @@ class Runtime:
             bound=self.should_bind,
             frames_per_row=frames_per_row,
             head=AlignedHead.of(alignment, model, rows=max_streams, frames_per_row=frames_per_row),
+            kernels=find().kernels,
         )
         self.never_updates = isinstance(estimator, Frozen) and alignment is None
         self.streams = StreamRows(max_streams, when_full=when_full)

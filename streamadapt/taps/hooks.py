@@ -60,6 +60,10 @@ class LayerTap:
         else:
             step = tap.step
             if step is not None and step.thread == get_ident():
+                if step.fused is not None and self.replaced is None and not (args or kwargs):
+                    normalised = step.fused(self.index, x)
+                    if normalised is not None:
+                        return normalised
                 coefficients = step.visit(self.index, x)
                 if coefficients is not None:
                     x = move(x, *coefficients)

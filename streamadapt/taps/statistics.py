@@ -156,6 +156,24 @@ class FramesOwn:
         """Whether a layer needs the moments of its frames."""
         return index < len(self._thresholds) and positions >= _LEAST_POSITIONS
 
+    @property
+    def leans(self) -> bool:
+        """Whether some frame was found to be so unlike its row that later layers correct it."""
+        return self._foreign is not None
+
+    def measure(self, index: int) -> tuple[float, Tensor, Tensor] | None:
+        """What single frames of a layer are judged by, where all is known beforehand.
+
+        Returns:
+            Distance up to which nothing is corrected; mean and `1 / (variance + eps)` of the rows,
+            `[rows, channels]` fp32, their elements side by side. None: not known.
+        """
+        if not self._rows.known:
+            return None
+        span = self._layout.layers[index].span
+        mean, precision, _ = self._measure(index, span, self._rows.wanted(index, span))
+        return self._thresholds[index], mean, precision
+
     def coefficients(
         self, index: int, staged: StagedMoments | None, items: int, rows: Tensor | None
     ) -> tuple[Tensor, Tensor] | None:

@@ -21,6 +21,7 @@ from streamadapt.transfer import upload
 
 if TYPE_CHECKING:
     from streamadapt.alignment.step import HeadStep
+    from streamadapt.taps.fused import FusedStep
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +51,37 @@ class Staging:
         self._fillers: dict[tuple[int, int, torch.device], StagedMoments] = {}
         self._positions: dict[tuple[tuple[float, ...], torch.device], tuple[Tensor, Tensor]] = {}
         self.scratch = Scratch()
+        self._room: Tensor | None = None
+
+    def room(self, entries: int) -> Tensor:
+        """Mean and variance of all layers' frames, `[2, entries, padded channels]` float64.
+
+        Kernels that write moments where they are wanted do so here. The next step writes over it;
+        a single frame, of which commits keep what they saw, gets a place of its own.
+        """
+        channels = self._layout.padded_channels
+        if entries == 1 or self._room is None or self._room.shape[1] != entries:
+            with torch.inference_mode(False):
+                self._room = torch.zeros(2, entries, channels, dtype=torch.float64)
+        return self._room
+
+    def complete(
+        self,
+        room: Tensor,
+        staged: Sequence[StagedMoments | None],
+        direct: Sequence[bool],
+        positions: Sequence[float],
+    ) -> FrameMoments:
+        """As `gather`, where the moments of some layers were written to `room` directly."""
+        mean, var = room
+        for layer, one, is_direct in zip(self._layout.layers, staged, direct, strict=True):
+            if is_direct:
+                continue
+            if one is None:
+                mean[:, layer.span], var[:, layer.span] = 0.0, 1.0
+            else:
+                mean[:, layer.span], var[:, layer.span] = one.moments()
+        return FrameMoments(mean, var, *self._spread(tuple(positions), mean.device))
 
     def gather(
         self, staged: Sequence[StagedMoments | None], positions: Sequence[float], entries: int
@@ -113,6 +145,7 @@ class Step:
         own: corrects single frames; None: no frame is.
         head: what happens at the aligned head in this step; None without one.
         settling: set where the step is a settling pass.
+        fused: normalises with compiled kernels; None: the layers do so themselves.
     """
 
     def __init__(
@@ -135,6 +168,7 @@ class Step:
         self.failure: Exception | None = None
         self.head: HeadStep | None = None
         self.settling: Settling | None = None
+        self.fused: FusedStep | None = None
         self.positions = [0.0] * len(layout.layers)
         self._only: int | None = None
         self._rows = rows
@@ -142,6 +176,8 @@ class Step:
         self._staging = staging
         self._exact = exact
         self._staged: list[StagedMoments | None] = [None] * len(layout.layers)
+        self._direct = [False] * len(layout.layers)
+        self._room: Tensor | None = None
 
     def observe_only(self, index: int) -> None:
         """Stage the moments of one layer and of no other."""
@@ -161,7 +197,7 @@ class Step:
             staged = self._stage(index, x.detach())
         if self.own is None and self.coefficients is None:
             return None
-        rows = None if self._rows is None else self._rows_at(index, items)
+        rows = self.rows_at(index, items)
         if self.own is not None and x.numel() > 0:
             if not self.own.measures(index, math.prod(x.shape[2:])):
                 staged = None
@@ -177,18 +213,46 @@ class Step:
             return scale.expand(items, -1), shift.expand(items, -1)
         return scale[rows], shift[rows]
 
+    def seen(self, index: int) -> bool:
+        """Whether a layer was executed before, or nothing is staged of it alone."""
+        if self._only not in (None, index):
+            return True
+        return self._direct[index] or self._staged[index] is not None
+
+    def rows_at(self, index: int, items: int) -> Tensor | None:
+        """The row of each item of a layer's leading dimension; None where there is one."""
+        return None if self._rows is None else self._rows_at(index, items)
+
+    @property
+    def room(self) -> Tensor:
+        """Where moments are written directly; see `Staging.room`."""
+        if self._room is None:
+            assert self.entries is not None
+            self._room = self._staging.room(self.entries)
+        return self._room
+
+    def wrote(self, index: int, positions: int) -> None:
+        """The moments of a layer are in `room`."""
+        self._direct[index] = True
+        self.positions[index] = float(positions)
+
     def frame_moments(self, index: int) -> FrameMoments | None:
         """What was staged of one layer, `[entries, channels]`; None if it was not executed."""
         staged = self._staged[index]
-        if staged is None:
+        if self._direct[index]:
+            mean, var = self.room[:, :, self.layout.layers[index].span]
+        elif staged is None:
             return None
-        mean, var = staged.moments()
+        else:
+            mean, var = staged.moments()
         positions = torch.full_like(mean[0], self.positions[index])
         return FrameMoments(mean, var, positions, positions[:1])
 
     def all_moments(self) -> FrameMoments:
         """What was staged of all layers; those that were not executed have zero positions."""
         assert self.entries is not None
+        if self._room is not None:
+            return self._staging.complete(self._room, self._staged, self._direct, self.positions)
         return self._staging.gather(self._staged, self.positions, self.entries)
 
     def _collect(self, x: Tensor) -> StagedMoments:
@@ -201,11 +265,12 @@ class Step:
             entries = self.entries = items
         collected = staged = self._collect(x)
         positions = float(math.prod(spatial))
-        if items != entries or self._staged[index] is not None:
+        if items != entries or self.seen(index):
             seen = self._per_entry(*staged.moments(), positions)
             earlier = self.frame_moments(index)
             if earlier is not None:
                 seen = Moments(earlier.positions, earlier.mean, earlier.var).merge(seen)
+                self._direct[index] = False
             positions = float(seen.count.flatten()[0])
             staged = StagedMoments(seen.mean.float(), seen.var.rsqrt().float())
         self._staged[index] = staged

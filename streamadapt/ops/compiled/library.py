@@ -1,0 +1,131 @@
+"""The compiled kernels, where they are there."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from streamadapt.ops.compiled import build
+
+
+class LayerCall(ctypes.Structure):
+    """`sa_layer` of `src/streamadapt.h`, where its fields are explained."""
+
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("y", ctypes.c_void_p),
+        ("residual", ctypes.c_void_p),
+        ("scale", ctypes.c_void_p),
+        ("shift", ctypes.c_void_p),
+        ("rows", ctypes.c_void_p),
+        ("chosen", ctypes.c_void_p),
+        ("mean", ctypes.c_void_p),
+        ("var", ctypes.c_void_p),
+        ("distance", ctypes.c_void_p),
+        ("row_mean", ctypes.c_void_p),
+        ("row_precision", ctypes.c_void_p),
+        ("frames", ctypes.c_int64),
+        ("channels", ctypes.c_int64),
+        ("positions", ctypes.c_int64),
+        ("row_stride", ctypes.c_int64),
+        ("measure_stride", ctypes.c_int64),
+        ("frame_stride", ctypes.c_int64),
+        ("low", ctypes.c_float),
+        ("high", ctypes.c_float),
+        ("eps", ctypes.c_float),
+        ("usual", ctypes.c_double),
+        ("dtype", ctypes.c_int32),
+        ("channels_last", ctypes.c_int32),
+        ("backwards", ctypes.c_int32),
+        ("threads", ctypes.c_int32),
+    )
+
+
+class TablesCall(ctypes.Structure):
+    """`sa_tables` of `src/streamadapt.h`, where its fields are explained."""
+
+    _fields_ = (
+        ("mean", ctypes.c_void_p),
+        ("var", ctypes.c_void_p),
+        ("scale", ctypes.c_void_p),
+        ("shift", ctypes.c_void_p),
+        ("weights", ctypes.c_void_p),
+        ("biases", ctypes.c_void_p),
+        ("starts", ctypes.c_void_p),
+        ("channels", ctypes.c_void_p),
+        ("eps", ctypes.c_void_p),
+        ("layers", ctypes.c_int64),
+        ("rows", ctypes.c_int64),
+        ("row_stride", ctypes.c_int64),
+        ("table_stride", ctypes.c_int64),
+    )
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The library.
+
+    Attributes:
+        handle: of the shared object; calls release the GIL.
+        instruction_set: that its kernels run with here.
+    """
+
+    handle: ctypes.CDLL
+    instruction_set: str
+
+    def run_layer(self, call: LayerCall) -> int:
+        """Moments, application or both of one layer; how many frames were left out.
+
+        Raises:
+            MemoryError: there was no room for some sums.
+        """
+        left: int = self.handle.sa_run_layer(ctypes.addressof(call))
+        if left < 0:
+            raise MemoryError("no memory for a layer's sums")
+        return left
+
+    def fill_tables(self, call: TablesCall) -> None:
+        """Statistics as scale and shift."""
+        self.handle.sa_fill_tables(ctypes.addressof(call))
+
+
+@dataclass(frozen=True)
+class Found:
+    """What there is of compiled kernels.
+
+    Attributes:
+        kernels: ready for use; None: what needs them takes PyTorch's own kernels.
+        problem: why there are none, and what to do.
+    """
+
+    kernels: Kernels | None
+    problem: str | None
+
+
+REBUILD = "streamadapt doctor --build"
+
+
+@cache
+def find() -> Found:
+    """Load the library, if it is there, fits the sources and is wanted."""
+    if os.environ.get("STREAMADAPT_KERNELS", "").lower() == "off":
+        return Found(None, "switched off by STREAMADAPT_KERNELS=off")
+    if not build.LIBRARY.exists():
+        return Found(None, f"not built: install a C compiler and run `{REBUILD}`")
+    try:
+        handle: Any = ctypes.CDLL(str(build.LIBRARY))
+        handle.sa_source_digest.restype = ctypes.c_char_p
+        handle.sa_instruction_set.restype = ctypes.c_char_p
+        handle.sa_run_layer.restype = ctypes.c_int64
+        handle.sa_run_layer.argtypes = [ctypes.c_void_p]
+        handle.sa_fill_tables.restype = None
+        handle.sa_fill_tables.argtypes = [ctypes.c_void_p]
+        made_of = handle.sa_source_digest().decode()
+    except (OSError, AttributeError) as error:
+        return Found(None, f"cannot be loaded ({error}); build them anew: `{REBUILD}`")
+    if made_of != build.digest():
+        return Found(None, f"stale, built from other sources; build them anew: `{REBUILD}`")
+    return Found(Kernels(handle, handle.sa_instruction_set().decode()), None)

@@ -1,0 +1,70 @@
+/* Kernels on raw pointers: no Python, no PyTorch, no OpenMP. */
+
+#ifndef STREAMADAPT_H
+#define STREAMADAPT_H
+
+#include <stdint.h>
+
+#define SA_EXPORT __attribute__((visibility("default")))
+
+/* How elements are stored. */
+enum { SA_FLOAT32 = 0, SA_BFLOAT16 = 1, SA_FLOAT16 = 2 };
+
+/* What to do with one BatchNorm input of [frames, channels, positions].
+ *
+ * Moments (`mean` is not NULL): mean and population variance of every (frame, channel).
+ *
+ * Application (`y` is not NULL): y = clamp(scale[row, c] * x + shift[row, c] + residual), where
+ * `row` is that of the frame. `y` may be `x`.
+ *
+ * Distance (`distance` is not NULL; needs moments): of every frame from its row, see
+ * `location_scale_distance`, mean over channels. Frames farther than `usual` are not applied, and
+ * told in the return value.
+ */
+typedef struct {
+    const void *x;
+    void *y;
+    const void *residual;
+    const float *scale;
+    const float *shift;
+    const int64_t *rows;      /* of each frame; NULL: row 0 */
+    const uint8_t *chosen;    /* frames to apply; NULL: all */
+    double *mean;
+    double *var;
+    double *distance;         /* [frames] */
+    const float *row_mean;
+    const float *row_precision;
+    int64_t frames, channels, positions;
+    int64_t row_stride;       /* of scale, shift, in elements */
+    int64_t measure_stride;   /* of row_mean, row_precision */
+    int64_t frame_stride;     /* of mean, var */
+    float low, high;          /* clamp */
+    float eps;
+    double usual;
+    int32_t dtype;
+    int32_t channels_last;
+    int32_t backwards;        /* last frame first */
+    int32_t threads;
+} sa_layer;
+
+/* Statistics of all layers as scale and shift. */
+typedef struct {
+    const float *mean;        /* [rows, *], row_stride apart */
+    const float *var;
+    float *scale;             /* [rows, *], table_stride apart */
+    float *shift;
+    const float *const *weights; /* of each layer; NULL: ones */
+    const float *const *biases;  /* of each layer; NULL: zeros */
+    const int64_t *starts;
+    const int64_t *channels;
+    const float *eps;
+    int64_t layers, rows, row_stride, table_stride;
+} sa_tables;
+
+/* The number of frames that were left out; -1: the dtype is not supported; -2: out of memory. */
+SA_EXPORT int64_t sa_run_layer(const sa_layer *layer);
+SA_EXPORT void sa_fill_tables(const sa_tables *tables);
+SA_EXPORT const char *sa_instruction_set(void);
+SA_EXPORT const char *sa_source_digest(void);
+
+#endif
