@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from streamadapt.alignment.features import FeatureMoments
 from streamadapt.alignment.head import AlignedHead
 from streamadapt.bank import RowState, State, StatisticsBank
+from streamadapt.committing import CompiledCommit
 from streamadapt.drift import location_scale_distance
 from streamadapt.drift.scores import observed_distances
 from streamadapt.errors import ModelStateError
@@ -25,9 +26,10 @@ from streamadapt.estimators.base import OneLayer, Timing
 from streamadapt.layout import BankLayout
 from streamadapt.moments import Moments
 from streamadapt.ops.compiled import Kernels
-from streamadapt.ops.reduce import reduce_frames
+from streamadapt.ops.reduce import FrameMoments, reduce_frames
 from streamadapt.taps import BufferBinding, Inventory, ModelTap, Staging, Step, verify_remappable
 from streamadapt.taps.fused import FusedTables, arm
+from streamadapt.taps.owners import OwnerTaps
 from streamadapt.taps.statistics import (
     CommittedStatistics,
     FramesOwn,
@@ -90,6 +92,7 @@ class AdaptationEngine:
         frames_per_row: leading-dimension items that a layer has for each batch entry.
         head: the classifier head whose input is aligned, or None.
         kernels: compiled ones for models on the CPU; None: PyTorch's are used.
+        model: what its layers are part of, to do in one pass with them what follows them.
 
     Attributes:
         source_version: how often the source was replaced.
@@ -109,6 +112,7 @@ class AdaptationEngine:
         frames_per_row: int,
         head: AlignedHead | None = None,
         kernels: Kernels | None = None,
+        model: nn.Module | None = None,
     ) -> None:
         self.layers = inventory.layers
         self.estimator = estimator
@@ -135,12 +139,17 @@ class AdaptationEngine:
             head.require_device(self.device)
             self.bank.companion = head.rows
         self._staging = Staging(self.layout)
+        self._compiled = CompiledCommit.of(kernels, estimator, self.layout, self.bank)
         correction = estimator.correction
         self._thresholds = () if correction is None else correction.thresholds(len(self.layers))
         self._weighing = FrameWeighing(self.layout, estimator, self.device)
         self.tables = None if kernels is None else FusedTables(self.layers, self.layout, kernels)
         self.tap = ModelTap(self.layers)
         self.binding = BufferBinding(self.layers)
+        self.owners = None
+        if self.tables is not None and model is not None:
+            self.owners = OwnerTaps(model, self.layers, self.tap)
+            self.owners.install()
         self.tap.install()
         if head is not None:
             head.install()
@@ -301,6 +310,8 @@ class AdaptationEngine:
             head = None if step.settling is not None else step.head
             if head is not None:
                 weights = head.weigh(weights)
+            if self._plain_commit(step):
+                return self._compiled_commit(step, where, observed, weights, distances=distances)
             state = self.bank.read(where.rows)
             trust = self._weighing.trust(observed, weights, state, step.settling)
             reduced = reduce_frames(observed, weights, trust)
@@ -345,6 +356,47 @@ class AdaptationEngine:
                 self._phase(where.rows),
                 apart,
             )
+
+    def _plain_commit(self, step: Step) -> bool:
+        """Whether the compiled kernel does what a step asks for."""
+        usual = step.settling is None and step.head is None and not step.unobserved
+        return usual and self._compiled is not None and self.device.type == "cpu"
+
+    def _compiled_commit(
+        self,
+        step: Step,
+        where: StepRows,
+        observed: FrameMoments,
+        weights: Tensor,
+        *,
+        distances: bool,
+    ) -> Committed:
+        assert self._compiled is not None
+        written = self._compiled(
+            where.rows,
+            observed,
+            weights,
+            elapsed=self._weighing.elapsed(where),
+            held=where.held,
+        )
+        apart = None
+        if distances:
+            source = Moments(torch.zeros(()), *self.bank.source.double())
+            apart = observed_distances(
+                written.moments, source, written.frames, observed.layer_positions, self.layout
+            )
+        self.binding.write_back()
+        return Committed(
+            written.verdict,
+            written.moments,
+            written.frames,
+            observed.layer_positions,
+            weights,
+            written.trust,
+            None,
+            written.phase,
+            apart,
+        )
 
     def reset(self, rows: Sequence[int] | range) -> None:
         """Put rows back on the source."""
@@ -442,6 +494,8 @@ class AdaptationEngine:
 
     def close(self) -> None:
         """Give the model back as it was."""
+        if self.owners is not None:
+            self.owners.remove()
         self.tap.remove()
         if self.head is not None:
             self.head.remove()

@@ -94,6 +94,7 @@ class Runtime:
             frames_per_row=frames_per_row,
             head=AlignedHead.of(alignment, model, rows=max_streams, frames_per_row=frames_per_row),
             kernels=find().kernels,
+            model=model,
         )
         self.never_updates = isinstance(estimator, Frozen) and alignment is None
         self.streams = StreamRows(max_streams, when_full=when_full)

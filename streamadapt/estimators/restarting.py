@@ -264,7 +264,7 @@ class Restarting(Estimator):
         assert state.aside is not None
         settling = state.scalars["phase"] == SETTLING
         if observed.settling:
-            prior = self._memory_seconds(_FIRST_PRIOR_SECONDS, observed)
+            prior = self._by_depth(_FIRST_PRIOR_SECONDS, observed.layers.depth)
             memory, seconds = prior + state.scalars["settled_seconds"], _seconds(observed)
             shown = _within_trust(observed.moments, state.source, observed)
             seen = state.aside.blend(shown, seconds / (memory + seconds))
@@ -279,17 +279,21 @@ class Restarting(Estimator):
         moves = self._whole(frames, seconds) & (state.scalars["phase"] == FOLLOWING)
         if _nowhere(moves):
             return state.advance(state.moments, aside=aside)
-        memory = self._memory_seconds(self.window_seconds, observed)
+        memory = self.memory_seconds(observed.layers.depth)
         weight = seconds / (memory + seconds)
         clipped = self._clipped(block, state.moments, observed)
         moved = state.moments.blend(clipped, weight.clamp(max=self.max_weight))
         moved = _within_trust(moved, state.source, observed)
         return state.advance(_select(moves, moved, state.moments), aside=aside)
 
-    def _memory_seconds(self, first: float, observed: Observation) -> Tensor:
-        """From so many in the first layer to `prior_seconds` in the last, by depth."""
+    def memory_seconds(self, depth: Tensor) -> Tensor:
+        """Of layers at some depth, from 0 to 1, while following."""
+        return self._by_depth(self.window_seconds, depth)
+
+    def _by_depth(self, first: float, depth: Tensor) -> Tensor:
+        """From so many seconds in the first layer to `prior_seconds` in the last."""
         shallow, deep = math.log(first), math.log(self.prior_seconds)
-        return torch.exp(shallow + (deep - shallow) * observed.layers.depth)
+        return torch.exp(shallow + (deep - shallow) * depth)
 
     def _whole(self, frames: Tensor, seconds: Tensor) -> Tensor:
         """Whether a block is large enough; sums of time stamps are not exact."""

@@ -85,7 +85,9 @@ def build(target: Path = LIBRARY) -> Path:
         jobs = []
         for name in instruction_sets():
             flags = [*_SETS[name].split(), f"-DSA_SET={name}"]
-            jobs.append((*flags, "-c", str(SOURCES / "kernels.c"), "-o", f"{folder}/{name}.o"))
+            for source in ("kernels", "commit"):
+                made = f"{folder}/{source}-{name}.o"
+                jobs.append((*flags, "-c", str(SOURCES / f"{source}.c"), "-o", made))
         for source in ("layer", "pool"):
             flags = [f'-DSA_DIGEST="{digest()}"'] if source == "layer" else []
             jobs.append((*flags, "-c", str(SOURCES / f"{source}.c"), "-o", f"{folder}/{source}.o"))

@@ -10,6 +10,40 @@ from typing import Any
 
 from streamadapt.ops.compiled import build
 
+_COMMIT_POINTERS = (
+    "mean",
+    "var",
+    "weights",
+    "elapsed",
+    "allowed",
+    "rows",
+    "data",
+    "tallies",
+    "source",
+    "positions",
+    "eps",
+    "memory",
+    "starts",
+    "sizes",
+    "columns",
+    "pooled_mean",
+    "pooled_var",
+    "frames",
+    "trust",
+    "verdict",
+    "phase",
+)
+_COMMIT_SIZES = ("batch", "row_count", "channels", "layers", "width", "watched")
+_COMMIT_VALUES = (
+    "block_frames",
+    "block_seconds",
+    "alarm",
+    "clip",
+    "max_weight",
+    "level",
+    "unlike",
+)
+
 
 class LayerCall(ctypes.Structure):
     """`sa_layer` of `src/streamadapt.h`, where its fields are explained."""
@@ -64,6 +98,16 @@ class TablesCall(ctypes.Structure):
     )
 
 
+class CommitCall(ctypes.Structure):
+    """`sa_commit` of `src/streamadapt.h`, where its fields are explained."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in _COMMIT_POINTERS),
+        *((name, ctypes.c_int64) for name in _COMMIT_SIZES),
+        *((name, ctypes.c_double) for name in _COMMIT_VALUES),
+    )
+
+
 @dataclass(frozen=True)
 class Kernels:
     """The library.
@@ -86,6 +130,15 @@ class Kernels:
         if left < 0:
             raise MemoryError("no memory for a layer's sums")
         return left
+
+    def run_commit(self, call: CommitCall) -> None:
+        """A step's moments to the bank.
+
+        Raises:
+            MemoryError: there was no room to work in; nothing was changed.
+        """
+        if self.handle.sa_run_commit(ctypes.addressof(call)) < 0:
+            raise MemoryError("no memory for a commit")
 
     def fill_tables(self, call: TablesCall) -> None:
         """Statistics as scale and shift."""
@@ -121,6 +174,8 @@ def find() -> Found:
         handle.sa_instruction_set.restype = ctypes.c_char_p
         handle.sa_run_layer.restype = ctypes.c_int64
         handle.sa_run_layer.argtypes = [ctypes.c_void_p]
+        handle.sa_run_commit.restype = ctypes.c_int64
+        handle.sa_run_commit.argtypes = [ctypes.c_void_p]
         handle.sa_fill_tables.restype = None
         handle.sa_fill_tables.argtypes = [ctypes.c_void_p]
         made_of = handle.sa_source_digest().decode()

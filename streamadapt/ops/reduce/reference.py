@@ -12,7 +12,8 @@ from torch import Tensor
 
 from streamadapt.moments import Moments
 
-_ENOUGH_FRAMES = 4
+ENOUGH_FRAMES = 4
+"""Of a row, from which on it shows which of them are outliers."""
 _USUAL = 3.0  # distances up to so many medians are usual
 _LARGEST = 100.0  # of one channel
 _TINY = 1e-30
@@ -138,7 +139,7 @@ def frame_trust(distances: Tensor, weights: Tensor) -> Tensor:
     """
     present = (weights > 0) & (distances == distances)
     usual = torch.where(present, distances, math.nan).nanmedian(dim=1, keepdim=True).values
-    enough = present.sum(dim=1, keepdim=True) >= _ENOUGH_FRAMES
+    enough = present.sum(dim=1, keepdim=True) >= ENOUGH_FRAMES
     limit = torch.where(present & enough, _USUAL * usual, 0.0).sum(dim=0)
     trust = (2.0 - distances / limit.clamp(min=1e-150)).clamp(0.0, 1.0)
     judged = (present & enough).any(dim=0) & (trust == trust)

@@ -24,6 +24,7 @@ typedef struct {
     void (*pixels)(const sa_layer *, int64_t frame, int64_t first, int64_t last, sa_sums, int what);
     double (*distance)(const sa_layer *, int64_t frame);
     void (*tables)(const sa_tables *, int64_t row, int64_t layer);
+    int (*commit)(const sa_commit *);
     int has_float16;
 } sa_kernels;
 

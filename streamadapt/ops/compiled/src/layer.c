@@ -233,3 +233,5 @@ void sa_fill_tables(const sa_tables *tables) {
     for (int64_t row = 0; row < tables->rows; row++)
         for (int64_t layer = 0; layer < tables->layers; layer++) run->tables(tables, row, layer);
 }
+
+int64_t sa_run_commit(const sa_commit *commit) { return kernels()->commit(commit); }

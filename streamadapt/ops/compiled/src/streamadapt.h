@@ -61,8 +61,55 @@ typedef struct {
     int64_t layers, rows, row_stride, table_stride;
 } sa_tables;
 
+/* The columns of a row's tallies that `Restarting` remembers things in. */
+enum {
+    SA_PHASE,
+    SA_SETTLED_FRAMES,
+    SA_SETTLED_SECONDS,
+    SA_PENDING_FRAMES,
+    SA_PENDING_SECONDS,
+    SA_BLOCKS,
+    SA_EXCESS,
+    SA_NEARER,
+    SA_RECENT,
+    SA_INSISTS,
+    SA_LEVEL,
+    SA_MATERIAL,
+    SA_SCALARS,
+};
+
+/* A step's moments to the bank, by the rule of `Restarting`; not for settling passes, and only
+ * where every layer was executed. Channels lie as in the bank, padding included. */
+typedef struct {
+    const double *mean;       /* [frames, channels] */
+    const double *var;
+    const double *weights;    /* [rows, frames]: which frames are of which row */
+    const double *elapsed;    /* [rows], seconds */
+    const double *allowed;    /* [rows], 0 where a row is held; NULL: none is */
+    const int64_t *rows;      /* their places in the bank */
+    float *data;              /* [*, 4, channels]: mean, var, and both aside */
+    double *tallies;          /* [*, width]: frames, updates, positions of layers, scalars */
+    const float *source;      /* [2, channels] */
+    const double *positions;  /* of a frame, [layers] */
+    const double *eps;        /* [layers] */
+    const double *memory;     /* seconds, [layers] */
+    const int64_t *starts;
+    const int64_t *sizes;     /* channels of each layer, without padding */
+    const int64_t *columns;   /* [SA_SCALARS] */
+    double *pooled_mean;      /* [rows, channels], of the accepted frames */
+    double *pooled_var;
+    double *frames;           /* [rows], accepted */
+    double *trust;            /* [batch] */
+    double *verdict;          /* [rows] */
+    double *phase;            /* [rows] */
+    int64_t batch, row_count, channels, layers, width, watched;
+    double block_frames, block_seconds, alarm, clip, max_weight, level, unlike;
+} sa_commit;
+
 /* The number of frames that were left out; -1: the dtype is not supported; -2: out of memory. */
 SA_EXPORT int64_t sa_run_layer(const sa_layer *layer);
+/* 0; -2: out of memory, and nothing was changed. */
+SA_EXPORT int64_t sa_run_commit(const sa_commit *commit);
 SA_EXPORT void sa_fill_tables(const sa_tables *tables);
 SA_EXPORT const char *sa_instruction_set(void);
 SA_EXPORT const char *sa_source_digest(void);

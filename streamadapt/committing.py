@@ -1,0 +1,151 @@
+"""The default estimator's commit as one call of a compiled kernel."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from streamadapt.bank import StatisticsBank
+from streamadapt.estimators import Estimator, Restarting
+from streamadapt.layout import BankLayout, layers_up_to
+from streamadapt.moments import Moments
+from streamadapt.ops.compiled import CommitCall, Kernels
+from streamadapt.ops.reduce import ENOUGH_FRAMES, FrameMoments
+
+# In the order of the C enumeration.
+_COLUMNS = (
+    "phase",
+    "settled_frames",
+    "settled_seconds",
+    "pending_frames",
+    "pending_seconds",
+    "blocks",
+    "excess",
+    "nearer",
+    "recent",
+    "insists",
+    "level",
+    "material",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """What a commit did; see `engine.Committed`."""
+
+    verdict: Tensor
+    moments: Moments
+    frames: Tensor
+    trust: Tensor | None
+    phase: Tensor
+
+
+class CompiledCommit:
+    """Reduces a step's frames, moves the default estimator on, and writes the bank.
+
+    Args:
+        kernels: compiled.
+        estimator: whose rule it is.
+        layout: of the bank.
+        bank: on the CPU.
+    """
+
+    def __init__(
+        self, kernels: Kernels, estimator: Restarting, layout: BankLayout, bank: StatisticsBank
+    ) -> None:
+        self._kernels, self._bank = kernels, bank
+        layers = layout.layers
+        first = bank.columns.scalars.start
+        depth = layout.per_layer(layout.depth)[0]
+        self._arrays = {
+            "eps": np.array([one.eps for one in layers], dtype=np.float64),
+            "memory": estimator.memory_seconds(depth).numpy().copy(),
+            "starts": np.array([one.start for one in layers], dtype=np.int64),
+            "sizes": np.array([one.channels for one in layers], dtype=np.int64),
+            "columns": np.array(
+                [first + bank.scalar_names.index(name) for name in _COLUMNS], dtype=np.int64
+            ),
+        }
+        self._call = CommitCall(
+            **{name: array.ctypes.data for name, array in self._arrays.items()},
+            channels=layout.padded_channels,
+            layers=len(layers),
+            width=bank.columns.width,
+            watched=layers_up_to(estimator.watch_depth, len(layers)),
+            block_frames=estimator.block_frames,
+            block_seconds=estimator.block_seconds,
+            alarm=estimator.alarm,
+            clip=estimator.clip,
+            max_weight=estimator.max_weight,
+            level=estimator.level,
+            unlike=estimator.unlike,
+        )
+
+    @classmethod
+    def of(
+        cls,
+        kernels: Kernels | None,
+        estimator: Estimator,
+        layout: BankLayout,
+        bank: StatisticsBank,
+    ) -> CompiledCommit | None:
+        """For this estimator, if there is one."""
+        if kernels is None or type(estimator) is not Restarting or bank.device.type != "cpu":
+            return None
+        return cls(kernels, estimator, layout, bank)
+
+    def __call__(
+        self,
+        rows: Sequence[int],
+        observed: FrameMoments,
+        weights: Tensor,
+        *,
+        elapsed: Tensor,
+        held: Sequence[bool] | None,
+    ) -> Written:
+        """Commit what a step showed, which must not be a settling pass, in all layers.
+
+        Args:
+            rows: of the bank.
+            observed: moments of the frames, in all layers.
+            weights: `[rows, frames]` float64.
+            elapsed: `[rows, 1]` float64, camera time since each row's previous frames.
+            held: which rows are not to be changed; None: none.
+        """
+        bank, call = self._bank, self._call
+        count, (batch, channels) = len(rows), observed.mean.shape
+        weights = weights.contiguous()
+        with torch.inference_mode(False):
+            pooled = torch.empty(2, count, channels, dtype=torch.float64)
+            small = torch.empty(3, count, dtype=torch.float64)
+            trust = torch.empty(batch, dtype=torch.float64)
+        frames, verdict, phase = small
+        places = (ctypes.c_int64 * count)(*rows)
+        allowed = None
+        if held is not None:
+            allowed = (ctypes.c_double * count)(*(0.0 if one else 1.0 for one in held))
+        call.mean, call.var = observed.mean.data_ptr(), observed.var.data_ptr()
+        call.weights, call.elapsed = weights.data_ptr(), elapsed.data_ptr()
+        call.allowed = None if allowed is None else ctypes.addressof(allowed)
+        call.rows = ctypes.addressof(places)
+        call.data, call.tallies = bank.data.data_ptr(), bank.tallies.data_ptr()
+        call.source = bank.source.data_ptr()
+        call.positions = observed.layer_positions.data_ptr()
+        call.pooled_mean, call.pooled_var = pooled[0].data_ptr(), pooled[1].data_ptr()
+        call.frames, call.verdict, call.phase = (one.data_ptr() for one in (frames, verdict, phase))
+        call.trust = trust.data_ptr()
+        call.batch, call.row_count = batch, count
+        self._kernels.run_commit(call)
+        column = frames.unsqueeze(1)
+        return Written(
+            verdict,
+            Moments(column * observed.positions, pooled[0], pooled[1]),
+            column,
+            trust if batch >= ENOUGH_FRAMES else None,
+            phase,
+        )

@@ -1,0 +1,136 @@
+"""Modules whose `forward` runs with chains done in one pass, while a step asks for it."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Sequence
+from threading import get_ident
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from streamadapt.taps.chains import Chain, Traced, trace_chains
+from streamadapt.taps.hooks import ModelTap
+from streamadapt.taps.inventory import AdaptableLayer
+
+
+class OwnerTap:
+    """Stands in for the `forward` of a module that calls BatchNorms.
+
+    The first time, its own `forward` runs, and what was traced after it on the same input: only
+    where both give the same, to the bit, it is used from then on.
+    """
+
+    is_streamadapt_tap = True
+
+    def __init__(self, tap: ModelTap, traced: Traced) -> None:
+        self.tap, self.traced = tap, traced
+        self.owner = traced.owner
+        self.proven: bool | None = None
+        self.original: Callable[..., Any] = traced.owner.forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's output."""
+        step = self.tap.step
+        if (
+            torch.compiler.is_compiling()
+            or step is None
+            or step.fused is None
+            or step.thread != get_ident()
+            or self.proven is False
+            or kwargs
+            or len(args) != self.traced.arguments
+            or not all(type(one) is Tensor for one in args)
+            or torch.is_grad_enabled()
+            or not self.traced.unchanged()
+        ):
+            return self.original(*args, **kwargs)
+        if self.proven is None:
+            return self._prove(*args)
+        return self.traced.graph.forward(*args)
+
+    def _prove(self, *args: Tensor) -> Any:
+        """The module's own output; and see whether what was traced does the same."""
+        kept = [[one.clone() for one in args] for _ in range(2)]
+        output = self.original(*args)
+        with self.tap.paused():
+            try:
+                own, plain = self.original(*kept[0]), self.traced.plain.forward(*kept[1])
+                self.proven = _same(own, plain)
+            except Exception:  # of the trace; the module's own would have raised above
+                self.proven = False
+        return output
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., Any]:
+        """A copied model runs its own module and knows nothing of the tap."""
+        twin = memo.get(id(self.owner), self.owner)
+        return types.MethodType(type(self.owner).forward, twin)
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[nn.Module, str]]:
+        """As for copies: while a pickle is loaded, the instance has only its class's `forward`."""
+        return getattr, (self.owner, "forward")
+
+
+class OwnerTaps:
+    """All such modules of one model.
+
+    Args:
+        model: that they are part of.
+        layers: the adaptable ones.
+        tap: of the layers.
+
+    Attributes:
+        taps: in place while installed.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[AdaptableLayer], tap: ModelTap) -> None:
+        self._tap = tap
+        self.taps = [
+            OwnerTap(tap, traced) for traced in trace_chains(model, layers, fused=self._fused)
+        ]
+
+    def install(self) -> None:
+        """Put them in place."""
+        for one in self.taps:
+            one.owner.__dict__["forward"] = one
+
+    def remove(self) -> None:
+        """Leave every module as it was before `install`."""
+        for one in self.taps:
+            if one.owner.__dict__.get("forward") is one:
+                del one.owner.__dict__["forward"]
+
+    def manners(self) -> dict[int, str]:
+        """What is done in one pass, by the index of the layer, where it is not refused."""
+        return {
+            chain.layer: chain.manner
+            for one in self.taps
+            if one.proven is not False
+            for chain in one.traced.chains
+        }
+
+    def _fused(self, chain: Chain, x: Tensor, other: Tensor | None) -> Tensor | None:
+        step = self._tap.step
+        if step is None or step.fused is None or step.thread != get_ident():
+            return None
+        return step.fused(
+            chain.layer, x, other, low=chain.low, high=chain.high, in_place=chain.in_place
+        )
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two outputs are equal to the bit, NaNs included."""
+    leaves, structure = pytree.tree_flatten(one)
+    others, again = pytree.tree_flatten(other)
+    if structure != again:
+        return False
+    for a, b in zip(leaves, others, strict=True):
+        if isinstance(a, Tensor) and isinstance(b, Tensor):
+            alike = a.shape == b.shape and a.dtype == b.dtype and a.stride() == b.stride()
+            if not alike or not torch.allclose(a, b, rtol=0.0, atol=0.0, equal_nan=True):
+                return False
+        elif isinstance(a, Tensor) or isinstance(b, Tensor) or a != b:
+            return False
+    return True
