@@ -143,7 +143,11 @@ class AdaptationEngine:
         correction = estimator.correction
         self._thresholds = () if correction is None else correction.thresholds(len(self.layers))
         self._weighing = FrameWeighing(self.layout, estimator, self.device)
-        self.tables = None if kernels is None else FusedTables(self.layers, self.layout, kernels)
+        self.tables = (
+            None
+            if kernels is None
+            else FusedTables(self.layers, self.layout, kernels, measured=len(self._thresholds))
+        )
         self.tap = ModelTap(self.layers)
         self.binding = BufferBinding(self.layers)
         self.owners = None
@@ -509,8 +513,10 @@ class AdaptationEngine:
         """What the layers of a step are normalised with."""
         bound = self.binding.bound
         if not now:
-            state = self.bank.read(where.rows)
-            return CommittedStatistics(state, self.layout, bound=bound, source=source)
+            rows = where.rows
+            return CommittedStatistics(
+                lambda: self.bank.read(rows), self.layout, bound=bound, source=source
+            )
         elapsed = self._weighing.elapsed(where)
 
         def propose(index: int, state: State) -> Moments:

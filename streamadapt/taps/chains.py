@@ -75,7 +75,7 @@ class Chain:
 
 
 class ChainNode(nn.Module):
-    """Stands in a traced graph for a chain.
+    """Stands in a traced graph for a chain; a module because such are what graphs call.
 
     Args:
         chain: that it is.
@@ -122,7 +122,7 @@ class Traced:
         owner: the module.
         name: where it stands in the model.
         plain: its operations as traced.
-        graph: the same with chains done in one pass.
+        run: the same with chains done in one pass.
         chains: in that.
         arguments: how many it takes.
     """
@@ -130,7 +130,7 @@ class Traced:
     owner: nn.Module
     name: str
     plain: fx.GraphModule
-    graph: fx.GraphModule
+    run: Callable[..., Any]
     chains: tuple[Chain, ...]
     arguments: int
     _modules: tuple[tuple[nn.Module, dict[str, Any], dict[str, Any]], ...]
@@ -223,7 +223,6 @@ def _trace(
     if not any(chain.adds or chain.in_place or chain.high > 0 for chain in chains):
         return None
     again.graph.lint()
-    again.recompile()
     inside = [owner, *_sequences(owner)]
     hooks: list[Mapping[int, Any]] = []
     for module in [*watched, *inside[1:]]:
@@ -232,7 +231,7 @@ def _trace(
         owner=owner,
         name=name,
         plain=plain,
-        graph=again,
+        run=_program(again),
         chains=tuple(chains),
         arguments=arguments,
         _modules=tuple((one, dict(one._modules), dict(one._parameters)) for one in inside),
@@ -357,3 +356,63 @@ def _activation(
     if bounds is None or len(node.args) != 1 or set(node.kwargs) - {"inplace"}:
         return None
     return bounds, F.relu6 if bounds == _RELU6 else torch.relu
+
+
+def _program(module: fx.GraphModule) -> Callable[..., Any]:
+    """A graph as a Python function.
+
+    Unlike the graph module's own `forward` it looks no submodule up by name when it runs, which for
+    small models is a good part of what a layer takes.
+    """
+    last_use: dict[fx.Node, fx.Node] = {}
+    for node in module.graph.nodes:
+        for used in node.all_input_nodes:
+            last_use[used] = node
+    dead: dict[fx.Node, list[str]] = {}
+    for used, node in last_use.items():
+        dead.setdefault(node, []).append(used.name)
+    space: dict[str, Any] = {}
+    arguments, lines = [], []
+
+    def text(value: Any) -> str:
+        if isinstance(value, fx.Node):
+            return value.name
+        if isinstance(value, list):
+            return "[" + ", ".join(map(text, value)) + "]"
+        if isinstance(value, tuple):
+            return "(" + "".join(text(one) + ", " for one in value) + ")"
+        if isinstance(value, slice):
+            return f"slice({text(value.start)}, {text(value.stop)}, {text(value.step)})"
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{key!r}: {text(one)}" for key, one in value.items()) + "}"
+        return bound(value)
+
+    def bound(value: Any) -> str:
+        name = f"_bound_{len(space)}"
+        space[name] = value
+        return name
+
+    for node in module.graph.nodes:
+        passed = [text(one) for one in node.args]
+        passed += [f"{key}={text(one)}" for key, one in node.kwargs.items()]
+        if node.op == "placeholder":
+            arguments.append(node.name)
+            continue
+        if node.op == "output":
+            lines.append(f"return {passed[0]}")
+            continue
+        if node.op == "call_module":
+            called = module.get_submodule(str(node.target))
+            call = bound(called.forward if isinstance(called, ChainNode) else called)
+        elif node.op == "call_function":
+            call = bound(node.target)
+        else:
+            call, passed = f"{passed[0]}.{node.target}", passed[1:]
+        lines.append(f"{node.name} = {call}({', '.join(passed)})")
+        gone = dead.get(node, []) + [node.name] * (node not in last_use)
+        if gone:  # frees memory as early as the module's own code would
+            lines.append(" = ".join(gone) + " = None")
+    source = f"def run({', '.join(arguments)}):\n" + "".join(f"    {line}\n" for line in lines)
+    exec(source, space)  # of a graph's own names
+    program: Callable[..., Any] = space["run"]
+    return program

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,49 @@ from streamadapt.taps.statistics import RowStatistics
 from streamadapt.taps.step import Step
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_POINTER = ctypes.sizeof(ctypes.c_void_p)
+_BYTES = 4  # of the tables' elements
+
+
+class _Plan:
+    """How one layer is called; what stays from step to step is not looked at again.
+
+    Attributes:
+        call: of the kernel.
+        start: of the layer's channels in the bank.
+        usable: the layer is PyTorch's own, and its weights are fp32.
+        shape: of the input that the call is made out for.
+        strides: of it.
+        dtype: of it.
+        items: its frames.
+        positions: of a frame.
+    """
+
+    __slots__ = ("call", "dtype", "items", "positions", "shape", "start", "strides", "usable")
+
+    def __init__(self, call: LayerCall, start: int) -> None:
+        self.call, self.start = call, start
+        self.usable = False
+        self.shape: torch.Size | None = None
+        self.strides: tuple[int, ...] = ()
+        self.dtype: torch.dtype | None = None
+        self.items = self.positions = 0
+
+    def fit(self, x: Tensor) -> bool:
+        """Make the call out for another input; whether there is a kernel for it."""
+        self.shape = None
+        dtype, call = _DTYPES.get(x.dtype), self.call
+        if dtype is None or x.dim() < 3 or not x.numel() or not x.is_cpu:
+            return False
+        channels_last = not x.is_contiguous()
+        if channels_last and not (
+            x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        ):
+            return False
+        self.items, self.positions = x.shape[0], math.prod(x.shape[2:])
+        call.frames, call.positions = self.items, self.positions
+        call.dtype, call.channels_last = dtype, int(channels_last)
+        self.shape, self.strides, self.dtype = x.shape, x.stride(), x.dtype
+        return True
 
 
 class FusedTables:
@@ -34,20 +77,29 @@ class FusedTables:
         layers: the adaptable layers.
         layout: the bank's.
         kernels: compiled.
+        measured: how many layers, from the first one on, may judge single frames.
     """
 
     def __init__(
-        self, layers: Sequence[AdaptableLayer], layout: BankLayout, kernels: Kernels
+        self,
+        layers: Sequence[AdaptableLayer],
+        layout: BankLayout,
+        kernels: Kernels,
+        *,
+        measured: int,
     ) -> None:
-        self.kernels = kernels
+        self.kernels, self.measured = kernels, measured
+        self.layers = layout.layers
         self._modules = [layer.module for layer in layers]
-        self.plain = [type(layer.module) in PLAIN_TYPES for layer in layers]
-        self.starts = [one.start for one in layout.layers]
-        self._padded = layout.padded_channels
+        self._plain = [
+            type(layer.module) in PLAIN_TYPES and "forward" not in layer.module.__dict__
+            for layer in layers
+        ]
+        self.padded = layout.padded_channels
         count = len(layers)
         # Kept alive as long as the calls that point into them.
         self._arrays = (
-            np.array(self.starts, dtype=np.int64),
+            np.array([one.start for one in layout.layers], dtype=np.int64),
             np.array([one.channels for one in layout.layers], dtype=np.int64),
             np.array([one.eps for one in layers], dtype=np.float32),
         )
@@ -61,52 +113,63 @@ class FusedTables:
             channels=channels.ctypes.data,
             eps=eps.ctypes.data,
             layers=count,
+            measured=measured,
             rows=1,
-            table_stride=self._padded,
         )
-        self.calls = [
-            LayerCall(channels=one.channels, eps=layer.eps, frame_stride=self._padded)
+        self.plans = [
+            _Plan(
+                LayerCall(
+                    channels=one.channels,
+                    eps=layer.eps,
+                    frame_stride=self.padded,
+                ),
+                one.start,
+            )
             for one, layer in zip(layout.layers, layers, strict=True)
         ]
-        self.usable = [False] * count
-        self._room = torch.zeros(0)
+        self._known: list[tuple[Tensor | None, Tensor | None, int, int]] = [
+            (None, None, -1, -1)
+        ] * count
+        self._room = torch.zeros(0, 4, self.padded)
 
     def begin(self, rows: int) -> None:
         """Look at the layers' weights, and make room for so many rows."""
         if len(self._room) < rows:
             with torch.inference_mode(False):
-                self._room = torch.zeros(rows, 2, self._padded)
+                self._room = torch.zeros(rows, 4, self.padded)
         for index, module in enumerate(self._modules):
             parameters = module._parameters
             weight, bias = parameters.get("weight"), parameters.get("bias")
-            usable = self.plain[index]
-            for parameter, pointers in ((weight, self._weights), (bias, self._biases)):
-                pointers[index] = None
-                if parameter is not None:
-                    pointers[index] = parameter.data_ptr()
-                    usable = usable and parameter.dtype is torch.float32
-                    usable = usable and parameter.is_contiguous()
-            held = module._buffers["running_var"]
-            self.usable[index] = usable and held is not None and held.dtype is torch.float32
+            at = 0 if weight is None else weight.data_ptr()
+            bias_at = 0 if bias is None else bias.data_ptr()
+            known = self._known[index]
+            if known[0] is weight and known[1] is bias and known[2] == at and known[3] == bias_at:
+                continue
+            self._known[index] = weight, bias, at, bias_at
+            self._weights[index], self._biases[index] = at or None, bias_at or None
+            self.plans[index].usable = self._plain[index] and all(
+                one is None or (one.dtype is torch.float32 and one.is_contiguous())
+                for one in (weight, bias, *(module._buffers.values()))
+                if one is None or one.is_floating_point()
+            )
 
-    def fill(self, row: int, mean: Tensor, var: Tensor) -> None:
-        """Make a row of some statistics, `[padded channels]` fp32, of the layers' weights too."""
-        call = self._call
-        call.mean, call.var = mean.data_ptr(), var.data_ptr()
-        place = self._room.data_ptr() + row * self._room.stride(0) * 4
-        call.scale, call.shift = place, place + self._padded * 4
+    def fill(self, row: int, statistics: Tensor) -> None:
+        """Make a row of some statistics, `[2, padded channels]` fp32."""
+        call, place = self._call, self.address(row)
+        mean = statistics.data_ptr()
+        call.mean, call.var = mean, mean + statistics.stride(0) * _BYTES
+        call.scale, call.shift = place, place + self.padded * _BYTES
+        call.precision = place + 2 * self.padded * _BYTES
+        call.centre = place + 3 * self.padded * _BYTES
         self.kernels.fill_tables(call)
 
-    def pointers(self, row: int, index: int) -> tuple[int, int, int]:
-        """Addresses of a layer's scale and shift from a row on, and elements between rows."""
-        stride = self._room.stride(0)
-        place = self._room.data_ptr() + (row * stride + self.starts[index]) * 4
-        return place, place + self._padded * 4, stride
+    def address(self, row: int) -> int:
+        """Of a row: scale, shift, `1 / (variance + eps)`, mean, `[4, padded channels]` fp32."""
+        return self._room.data_ptr() + row * 4 * self.padded * _BYTES
 
     def of_layer(self, row: int, span: slice) -> tuple[Tensor, Tensor]:
         """A layer's scale and shift, `[channels]` fp32."""
-        scale, shift = self._room[row, :, span]
-        return scale, shift
+        return self._room[row, 0, span], self._room[row, 1, span]
 
 
 class FusedStep:
@@ -132,10 +195,16 @@ class FusedStep:
         alike: bool,
     ) -> None:
         self._step, self._tables = step, tables
-        self._statistics, self._now, self._first = statistics, now, first
-        self._alike = alike
+        self._run, self._plans = tables.kernels.run_layer, tables.plans
+        self._statistics, self._now = statistics, now
+        self._alike, self._own = alike, step.own
+        self._place = tables.address(first)
+        self._stride = 4 * tables.padded
+        self._shift = tables.padded * _BYTES
         self._threads = torch.get_num_threads()
-        self._distances: np.ndarray | None = None
+        self._room: int | None = None
+        self._var = 0
+        self._distances: np.ndarray[Any, np.dtype[np.float64]] | None = None
 
     def __call__(
         self,
@@ -160,78 +229,69 @@ class FusedStep:
         Returns:
             The result; None, and nothing done, where that is not possible.
         """
-        step, tables = self._step, self._tables
-        dtype = _DTYPES.get(x.dtype)
-        if dtype is None or not tables.usable[index] or x.dim() < 3 or not x.numel():
+        step, plan = self._step, self._plans[index]
+        same = x.shape == plan.shape and x.dtype is plan.dtype and x.stride() == plan.strides
+        if not (same or plan.fit(x)):
             return None
-        if type(x) is not Tensor or x.device.type != "cpu" or x.requires_grad:
+        if not plan.usable or type(x) is not Tensor or x.requires_grad or not x.is_cpu:
             return None
-        items = x.shape[0]
+        items = plan.items
         if step.entries is None:
             step.entries = items
-        if items != step.entries or (step.observe and step.seen(index)):
+        elif items != step.entries:
             return None
-        channels_last = 0
-        if not x.is_contiguous():
-            if x.dim() != 4 or not x.is_contiguous(memory_format=torch.channels_last):
-                return None
-            channels_last = 1
-        if residual is not None and not (
-            residual.shape == x.shape
-            and residual.dtype is x.dtype
-            and residual.stride() == x.stride()
+        observe = step.observe
+        if observe and step.seen(index):
+            return None
+        call = plan.call
+        if residual is None:
+            call.residual = None
+        elif (
+            residual.shape == plan.shape
+            and residual.dtype is plan.dtype
+            and residual.stride() == plan.strides
         ):
+            call.residual = residual.data_ptr()
+        else:
             return None
-        call = tables.calls[index]
-        positions = x.numel() // (items * call.channels)
-        own = step.own
-        measures = own is not None and own.measures(index, positions)
         y = x if in_place else torch.empty_like(x)
         call.x, call.y = x.data_ptr(), y.data_ptr()
-        call.residual = None if residual is None else residual.data_ptr()
-        call.frames, call.positions = items, positions
-        call.low, call.high = low, high
-        call.dtype, call.channels_last, call.threads = dtype, channels_last, self._threads
-        call.chosen = call.distance = call.mean = None
-        call.backwards = 0
+        call.low, call.high, call.threads = low, high, self._threads
+        own = self._own
+        measures = own is not None and own.measures(index, plan.positions)
         rows = step.rows_at(index, items)
-        if step.observe or measures:
-            place = step.room.data_ptr() + tables.starts[index] * 8
-            call.mean, call.var = place, place + step.room.stride(0) * 8
-        if self._now or (own is not None and (own.leans or measures)):
-            self._by_frame(index, call, items, positions, rows, measures=measures)
+        start = plan.start
+        if observe or measures:
+            if self._room is None:
+                self._room = step.room.data_ptr()
+                self._var = step.room.stride(0) * 8
+            call.mean = self._room + start * 8
+            call.var = call.mean + self._var
         else:
-            call.scale, call.shift, call.row_stride = tables.pointers(self._first, index)
-            call.rows = None if rows is None or self._alike else rows.data_ptr()
-            tables.kernels.run_layer(call)
-        if step.observe:
-            step.wrote(index, positions)
+            call.mean = None
+        call.row_stride = self._stride
+        call.scale = self._place + start * _BYTES
+        call.shift = call.scale + self._shift
+        call.rows = None if rows is None or self._alike else rows.data_ptr()
+        if self._now or measures or (own is not None and own.leans):
+            self._by_frame(index, plan, rows, measures=measures)
+        else:
+            self._run(call)
+        if observe:
+            step.wrote(index, plan.positions)
         return y
 
-    def _by_frame(
-        self,
-        index: int,
-        call: LayerCall,
-        items: int,
-        positions: int,
-        rows: Tensor | None,
-        *,
-        measures: bool,
-    ) -> None:
+    def _by_frame(self, index: int, plan: _Plan, rows: Tensor | None, *, measures: bool) -> None:
         """Moments first, for what they are normalised with depends on them."""
-        step, tables = self._step, self._tables
-        run, own = tables.kernels.run_layer, step.own
-        if not self._now:
-            call.scale, call.shift, call.row_stride = tables.pointers(self._first, index)
-            call.rows = None if rows is None else rows.data_ptr()
-        measured = None if own is None or not measures else own.measure(index)
-        if measured is not None and not self._now:
-            usual, mean, precision = measured
+        step, call, items, own = self._step, plan.call, plan.items, self._own
+        if measures and not self._now:
+            assert own is not None
             distances = self._room_for(items)
-            call.usual, call.measure_stride = usual, mean.stride(0)
-            call.row_mean, call.row_precision = mean.data_ptr(), precision.data_ptr()
+            call.usual = usual = own.thresholds[index]
+            call.row_precision = call.scale + 2 * self._shift
+            call.row_mean = call.scale + 3 * self._shift
             call.distance = distances.ctypes.data
-            far = run(call)
+            far = self._run(call)
             call.mean = call.distance = None
             if not far:
                 return
@@ -240,47 +300,46 @@ class FusedStep:
             call.chosen = chosen.ctypes.data
         elif call.mean is not None:
             y, call.y = call.y, None
-            run(call)
+            self._run(call)
             call.y, call.mean = y, None
             if step.observe:
-                step.wrote(index, positions)
-        found = self._own(index, items, rows, measures=measures)
+                step.wrote(index, plan.positions)
+        found = self._corrected(index, items, rows, measures=measures)
         if found is not None:
             each = torch.arange(items)
             call.rows = each.data_ptr()
         elif self._now:
             assert self._statistics is not None
             found = self._statistics.coefficients(index)
-            call.rows = None if rows is None else rows.data_ptr()
         if found is not None:
             scale, shift = self._composed(index, *found)
             call.scale, call.shift = scale.data_ptr(), shift.data_ptr()
             call.row_stride = scale.stride(0)
         call.backwards = 1  # the last frame is still in the cache
-        run(call)
+        self._run(call)
+        call.backwards, call.chosen = 0, None
 
-    def _own(
+    def _corrected(
         self, index: int, items: int, rows: Tensor | None, *, measures: bool
     ) -> tuple[Tensor, Tensor] | None:
         """Scale and shift of single frames' inputs; None: no frame is corrected."""
-        step = self._step
-        if step.own is None:
+        if self._own is None:
             return None
         staged = None
         if measures:
-            mean, var = step.room[:, :, step.layout.layers[index].span]
+            mean, var = self._step.room[:, :, self._tables.layers[index].span]
             staged = StagedMoments(mean.float(), var.rsqrt().float())
-        return step.own.coefficients(index, staged, items, rows)
+        return self._own.coefficients(index, staged, items, rows)
 
     def _composed(self, index: int, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
         """What moves inputs, and then normalises them with what the layer holds."""
-        held_scale, held_shift = self._tables.of_layer(0, self._step.layout.layers[index].span)
+        held_scale, held_shift = self._tables.of_layer(0, self._tables.layers[index].span)
         return scale * held_scale, torch.addcmul(held_shift, shift, held_scale)
 
-    def _room_for(self, items: int) -> np.ndarray:
-        if self._distances is None or len(self._distances) < items:
+    def _room_for(self, items: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+        if self._distances is None or len(self._distances) != items:
             self._distances = np.empty(items, dtype=np.float64)
-        return self._distances[:items]
+        return self._distances
 
 
 def arm(
@@ -303,18 +362,24 @@ def arm(
         rows: of the step.
         statistics: as far as inputs are moved, or single frames corrected.
         bound: the layers hold the row's statistics, not the source's.
-        now: see `FusedStep`.
+        now: what layers are normalised with depends on the frames themselves.
         source: normalise as the source.
     """
     tables.begin(1 + len(rows))
-    deployed = bank.source[0], bank.source[1]
-    tables.fill(0, *(bank.data[rows[0], :2] if bound else deployed))
+    tables.fill(0, bank.data[rows[0]] if bound else bank.source)
     first = 0
     if source and bound:
-        tables.fill(1, *deployed)
+        tables.fill(1, bank.source)
         first = 1
     elif not (bound or source or now):
         for place, row in enumerate(rows):
-            tables.fill(1 + place, *bank.data[row, :2])
+            tables.fill(1 + place, bank.data[row])
         first = 1
-    step.fused = FusedStep(step, tables, statistics=statistics, now=now, first=first, alike=source)
+    step.fused = FusedStep(
+        step,
+        tables,
+        statistics=statistics,
+        now=now,
+        first=first,
+        alike=source,
+    )

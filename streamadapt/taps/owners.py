@@ -49,7 +49,7 @@ class OwnerTap:
             return self.original(*args, **kwargs)
         if self.proven is None:
             return self._prove(*args)
-        return self.traced.graph.forward(*args)
+        return self.traced.run(*args)
 
     def _prove(self, *args: Tensor) -> Any:
         """The module's own output; and see whether what was traced does the same."""

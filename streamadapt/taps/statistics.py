@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -44,7 +45,7 @@ class CommittedStatistics:
     """The rows' committed ones, or the source's.
 
     Args:
-        state: of the rows, all channels.
+        read: the state of the rows, all channels; called when it is needed, if it is.
         layout: the bank's.
         bound: the layers hold the (one) row's statistics, not the source's.
         source: normalise with the source's.
@@ -53,16 +54,32 @@ class CommittedStatistics:
     known = True
 
     def __init__(
-        self, state: State, layout: BankLayout, *, bound: bool, source: bool = False
+        self,
+        read: Callable[[], State],
+        layout: BankLayout,
+        *,
+        bound: bool,
+        source: bool = False,
     ) -> None:
-        self._state, self._layout = state, layout
-        rows, own = state.moments, state.source
-        self._wanted = rows
-        if source:
-            mean, var = own.mean.expand_as(rows.mean), own.var.expand_as(rows.var)
-            self._wanted = Moments(rows.count, mean, var)
-        self._held = state.moments if bound else state.source
+        self._read, self._layout, self._bound, self._as_source = read, layout, bound, source
         self._all: tuple[Tensor, Tensor] | None = None
+
+    @cached_property
+    def _state(self) -> State:
+        with torch.inference_mode(False), torch.no_grad():
+            return self._read()
+
+    @cached_property
+    def _wanted(self) -> Moments:
+        rows, own = self._state.moments, self._state.source
+        if not self._as_source:
+            return rows
+        mean, var = own.mean.expand_as(rows.mean), own.var.expand_as(rows.var)
+        return Moments(rows.count, mean, var)
+
+    @property
+    def _held(self) -> Moments:
+        return self._state.moments if self._bound else self._state.source
 
     def coefficients(self, index: int) -> tuple[Tensor, Tensor]:
         """See `RowStatistics`."""
@@ -142,37 +159,27 @@ class FramesOwn:
         rows: statistics of the step's rows.
         thresholds: of the first layers, distance up to which nothing is corrected.
         layout: the bank's.
+
+    Attributes:
+        thresholds: as given.
     """
 
     def __init__(
         self, rows: RowStatistics, thresholds: Sequence[float], layout: BankLayout
     ) -> None:
-        self._rows, self._thresholds, self._layout = rows, thresholds, layout
+        self._rows, self.thresholds, self._layout = rows, thresholds, layout
         self._measures: tuple[Tensor, Tensor, Tensor] | None = None
         self._foreign: Tensor | None = None  # how much each frame leans to the source
         self._later: tuple[Tensor, Tensor] | None = None
 
     def measures(self, index: int, positions: int) -> bool:
         """Whether a layer needs the moments of its frames."""
-        return index < len(self._thresholds) and positions >= _LEAST_POSITIONS
+        return index < len(self.thresholds) and positions >= _LEAST_POSITIONS
 
     @property
     def leans(self) -> bool:
         """Whether some frame was found to be so unlike its row that later layers correct it."""
         return self._foreign is not None
-
-    def measure(self, index: int) -> tuple[float, Tensor, Tensor] | None:
-        """What single frames of a layer are judged by, where all is known beforehand.
-
-        Returns:
-            Distance up to which nothing is corrected; mean and `1 / (variance + eps)` of the rows,
-            `[rows, channels]` fp32, their elements side by side. None: not known.
-        """
-        if not self._rows.known:
-            return None
-        span = self._layout.layers[index].span
-        mean, precision, _ = self._measure(index, span, self._rows.wanted(index, span))
-        return self._thresholds[index], mean, precision
 
     def coefficients(
         self, index: int, staged: StagedMoments | None, items: int, rows: Tensor | None
@@ -195,7 +202,7 @@ class FramesOwn:
     def _own(
         self, index: int, staged: StagedMoments, rows: Tensor | None
     ) -> tuple[Tensor, Tensor] | None:
-        span, usual = self._layout.layers[index].span, self._thresholds[index]
+        span, usual = self._layout.layers[index].span, self.thresholds[index]
         row = self._rows.wanted(index, span)
         mean, precision, floor = self._measure(index, span, row)
         if rows is not None and len(mean) > 1:
@@ -221,7 +228,7 @@ class FramesOwn:
         if not self._rows.known:
             return _scaled(row, self._layout.eps[span])
         if self._measures is None:  # all layers' at once
-            leading = slice(0, self._layout.layers[len(self._thresholds) - 1].stop)
+            leading = slice(0, self._layout.layers[len(self.thresholds) - 1].stop)
             whole = self._rows.wanted(index, leading)
             self._measures = _scaled(whole, self._layout.eps[leading])
         mean, precision, eps = self._measures

@@ -424,8 +424,8 @@ static double distance(const sa_layer *layer, int64_t frame) {
     int64_t row = layer->rows ? layer->rows[frame] : 0, channels = layer->channels;
     const double *mean = layer->mean + frame * layer->frame_stride;
     const double *var = layer->var + frame * layer->frame_stride;
-    const float *centre = layer->row_mean + row * layer->measure_stride;
-    const float *precision = layer->row_precision + row * layer->measure_stride;
+    const float *centre = layer->row_mean + row * layer->row_stride;
+    const float *precision = layer->row_precision + row * layer->row_stride;
     double total = 0.0;
     for (int64_t c = 0; c < channels; c += SA_LANES) {
         int64_t here = channels - c < SA_LANES ? channels - c : SA_LANES;
@@ -458,6 +458,14 @@ static void tables(const sa_tables *t, int64_t row, int64_t layer) {
         float a = weight ? inverse * weight[c] : inverse;
         scale[c] = a;
         shift[c] = (bias ? bias[c] : 0.0f) - mean[c] * a;
+    }
+    if (layer < t->measured) {
+        float *precision = t->precision + row * t->table_stride + start;
+        float *centre = t->centre + row * t->table_stride + start;
+        for (int64_t c = 0; c < t->channels[layer]; c++) {
+            precision[c] = (float)(1.0 / ((double)var[c] + (double)eps));
+            centre[c] = mean[c];
+        }
     }
 }
 

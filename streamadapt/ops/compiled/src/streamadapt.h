@@ -35,8 +35,7 @@ typedef struct {
     const float *row_mean;
     const float *row_precision;
     int64_t frames, channels, positions;
-    int64_t row_stride;       /* of scale, shift, in elements */
-    int64_t measure_stride;   /* of row_mean, row_precision */
+    int64_t row_stride;       /* of what rows have, in elements */
     int64_t frame_stride;     /* of mean, var */
     float low, high;          /* clamp */
     float eps;
@@ -53,12 +52,14 @@ typedef struct {
     const float *var;
     float *scale;             /* [rows, *], table_stride apart */
     float *shift;
+    float *precision;         /* 1 / (var + eps) of the first `measured` layers */
+    float *centre;            /* and their mean */
     const float *const *weights; /* of each layer; NULL: ones */
     const float *const *biases;  /* of each layer; NULL: zeros */
     const int64_t *starts;
     const int64_t *channels;
     const float *eps;
-    int64_t layers, rows, row_stride, table_stride;
+    int64_t layers, measured, rows, row_stride, table_stride;
 } sa_tables;
 
 /* The columns of a row's tallies that `Restarting` remembers things in. */
