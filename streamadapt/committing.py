@@ -119,7 +119,7 @@ class CompiledCommit:
         """
         bank, call = self._bank, self._call
         count, (batch, channels) = len(rows), observed.mean.shape
-        weights = weights.contiguous()
+        weights, mean, var = (one.contiguous() for one in (weights, observed.mean, observed.var))
         with torch.inference_mode(False):
             pooled = torch.empty(2, count, channels, dtype=torch.float64)
             small = torch.empty(3, count, dtype=torch.float64)
@@ -129,7 +129,7 @@ class CompiledCommit:
         allowed = None
         if held is not None:
             allowed = (ctypes.c_double * count)(*(0.0 if one else 1.0 for one in held))
-        call.mean, call.var = observed.mean.data_ptr(), observed.var.data_ptr()
+        call.mean, call.var = mean.data_ptr(), var.data_ptr()
         call.weights, call.elapsed = weights.data_ptr(), elapsed.data_ptr()
         call.allowed = None if allowed is None else ctypes.addressof(allowed)
         call.rows = ctypes.addressof(places)

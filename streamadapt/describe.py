@@ -11,7 +11,11 @@ from streamadapt.taps import AdaptableLayer
 
 @dataclass(frozen=True)
 class LayerDescription:
-    """One adapted layer: `kind` as in the inventory, `tap` how its moments get out."""
+    """One adapted layer: `kind` as in the inventory, `tap` how its moments get out.
+
+    `tap` is `hooks`, or `compiled` and what is done in one pass. Where an input is of a kind that
+    there is no kernel for, a compiled layer runs as with hooks.
+    """
 
     name: str
     type: str
@@ -82,8 +86,10 @@ class Description:
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
 
-def describe_layers(layers: Sequence[AdaptableLayer], *, tap: str) -> tuple[LayerDescription, ...]:
-    """One line a layer; `tap` says how its moments get out."""
+def describe_layers(
+    layers: Sequence[AdaptableLayer], *, taps: Sequence[str]
+) -> tuple[LayerDescription, ...]:
+    """One line a layer; `taps` say how their moments get out."""
     return tuple(
         LayerDescription(
             name=layer.name,
@@ -93,7 +99,7 @@ def describe_layers(layers: Sequence[AdaptableLayer], *, tap: str) -> tuple[Laye
             dtype=str(layer.buffers[0].dtype).removeprefix("torch."),
             tap=tap,
         )
-        for layer in layers
+        for layer, tap in zip(layers, taps, strict=True)
     )
 
 

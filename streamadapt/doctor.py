@@ -18,6 +18,7 @@ from streamadapt.bank import StatisticsBank
 from streamadapt.errors import ModelStateError, UnsupportedModelError
 from streamadapt.estimators import Restarting
 from streamadapt.layout import BankLayout
+from streamadapt.ops.compiled import find
 from streamadapt.taps import AdaptableLayer, Inventory, take_inventory, verify_remappable
 from streamadapt.taps.inventory import named_modules
 
@@ -125,7 +126,7 @@ def examine(model: nn.Module | None = None) -> Report:
     return Report(
         versions=_versions(),
         devices=tuple(_devices()),
-        backends=("hooks (ATen)",),
+        backends=tuple(_backends()),
         extras=tuple(_extras()),
         model=None if model is None else examine_model(model),
     )
@@ -149,6 +150,15 @@ def examine_model(model: nn.Module) -> ModelReport:
         limits=() if refused else tuple(_limits(inventory.layers)),
         notes=inventory.notes,
     )
+
+
+def _backends() -> Iterator[str]:
+    found = find()
+    if found.kernels is not None:
+        yield f"compiled kernels (CPU, {found.kernels.instruction_set})"
+    else:
+        yield f"no compiled kernels: {found.problem}"
+    yield "hooks (PyTorch's kernels, every device)"
 
 
 def _refusals(inventory: Inventory) -> Iterator[str]:

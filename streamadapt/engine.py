@@ -152,7 +152,7 @@ class AdaptationEngine:
         self.binding = BufferBinding(self.layers)
         self.owners = None
         if self.tables is not None and model is not None:
-            self.owners = OwnerTaps(model, self.layers, self.tap)
+            self.owners = OwnerTaps(model, self.layers, self.tap, paused=self._paused)
             self.owners.install()
         self.tap.install()
         if head is not None:
@@ -164,6 +164,23 @@ class AdaptationEngine:
     def device(self) -> torch.device:
         """Where the model's statistics live."""
         return self.bank.device
+
+    @property
+    def backend(self) -> str:
+        """How layers are normalised and looked at."""
+        if self.tables is None or self.device.type != "cpu":
+            return "hooks"
+        return f"compiled ({self.tables.kernels.instruction_set})"
+
+    def manners(self) -> list[str]:
+        """How each layer's moments get out."""
+        if self.tables is None or self.device.type != "cpu":
+            return ["hooks"] * len(self.layers)
+        together = {} if self.owners is None else self.owners.manners()
+        return [
+            f"compiled: {together.get(index, 'BatchNorm')}" if plain else "hooks"
+            for index, plain in enumerate(self.tables.plain)
+        ]
 
     @property
     def has_phases(self) -> bool:
@@ -289,6 +306,20 @@ class AdaptationEngine:
                 self.head.disarm()
             self.tap.step = None
             self.tap.remapping = False
+
+    @contextmanager
+    def _paused(self) -> Iterator[None]:
+        """The model runs as if no step were armed."""
+        step, head = self.tap.step, None if self.head is None else self.head.step
+        self.tap.step = None
+        if self.head is not None:
+            self.head.step, aligning, self.head.aligning = None, self.head.aligning, False
+        try:
+            yield
+        finally:
+            self.tap.step = step
+            if self.head is not None:
+                self.head.step, self.head.aligning = head, aligning
 
     def commit(
         self,

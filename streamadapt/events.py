@@ -313,6 +313,13 @@ class RolledBack(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class KernelsUnavailable(Event):
+    """A model on the CPU is adapted with PyTorch's own kernels, which costs more; told once."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class AdaptationFrozen(Event):
     """Updates stopped; outputs go on with the current statistics."""
 

@@ -6,13 +6,14 @@ import os
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
 from streamadapt import events as ev
 from streamadapt.alignment import Coral
 from streamadapt.arguments import check_at_least_one, check_choice, check_types
+from streamadapt.backends import Backend, choose_kernels
 from streamadapt.drift import Alarms
 from streamadapt.errors import ConfigurationError
 from streamadapt.estimators import Estimator, Restarting
@@ -56,7 +57,9 @@ class StreamProcessor(Readings):
         when_full: what an unknown stream meets when all rows are taken: `error`, or `evict` the
             stream that was longest without frames.
         on_event: called with every event; see `subscribe`.
-        backend: how moments are collected; `auto` picks the best at hand, which is `hooks`.
+        backend: `compiled` normalises and takes moments in one pass on the CPU; `hooks` looks at
+            the layers' inputs with PyTorch's kernels and leaves the rest to the layers; `auto` is
+            `compiled` where that can be done, layer by layer.
         layers: adapt only these: names, or a predicate of `(name, module)`. None: all.
         frames_per_row: how many items a layer's leading dimension has for each batch entry, for
             models that fold time or crops into the batch.
@@ -103,7 +106,7 @@ class StreamProcessor(Readings):
         max_streams: int = 1,
         when_full: WhenFull = "error",
         on_event: EventHandler | None = None,
-        backend: Literal["auto", "hooks"] = "auto",
+        backend: Backend = "auto",
         layers: LayerFilter | None = None,
         frames_per_row: int = 1,
         shadow_every: int = 10,
@@ -121,7 +124,7 @@ class StreamProcessor(Readings):
         check_choice("timing", timing, ("lagged", "synchronous"))
         check_choice("mode", mode, ("adapt", "shadow"))
         check_choice("when_full", when_full, ("error", "evict"))
-        check_choice("backend", backend, ("auto", "hooks"))
+        check_choice("backend", backend, ("auto", "compiled", "hooks"))
         check_at_least_one(
             max_streams=max_streams,
             frames_per_row=frames_per_row,
@@ -139,6 +142,7 @@ class StreamProcessor(Readings):
         inventory.require_adaptable()
         for layer in inventory.layers:
             layer.require_inference()
+        kernels, problem = choose_kernels(backend, inventory)
         if profile is not None:
             if not isinstance(profile, SourceProfile):
                 profile = SourceProfile.load(profile)
@@ -162,8 +166,11 @@ class StreamProcessor(Readings):
             alarms=alarms,
             guard=guard,
             domains=domains,
+            kernels=kernels,
             clock=clock,
         )
+        if problem is not None:
+            self._runtime.outbox.post(ev.KernelsUnavailable(step=0, reason=problem))
         self._stepper = Stepper(self._runtime, shadow_every=shadow_every, clock=clock)
 
     def __call__(

@@ -198,7 +198,7 @@ class Readings:
             estimator=repr(engine.estimator),
             timing=runtime.timing,
             mode=runtime.mode,
-            backend="hooks",
+            backend=engine.backend,
             statistics=engine.binding.manner,
             alignment=None if engine.head is None else repr(engine.head.source),
             alarms=None if runtime.drift.alarms is None else repr(runtime.drift.alarms),
@@ -209,7 +209,7 @@ class Readings:
             streams=self.streams,
             snapshots=runtime.snapshots.names,
             bytes_per_stream=engine.bank.bytes_per_row,
-            layers=describe_layers(engine.layers, tap="hooks"),
+            layers=describe_layers(engine.layers, taps=engine.manners()),
             notes=runtime.inventory.notes,
         )
 

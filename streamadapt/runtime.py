@@ -32,7 +32,7 @@ from streamadapt.guard.settings import Guard
 from streamadapt.guarding import GuardBook
 from streamadapt.journal import Journal, Recorder
 from streamadapt.ledger import Ledger
-from streamadapt.ops.compiled import find
+from streamadapt.ops.compiled import Kernels
 from streamadapt.outbox import EventHandler, Outbox
 from streamadapt.profile import SourceProfile
 from streamadapt.readout import Readouts
@@ -77,6 +77,7 @@ class Runtime:
         alarms: Alarms | None = None,
         guard: Guard | None = None,
         domains: int = 0,
+        kernels: Kernels | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.model = model
@@ -93,7 +94,7 @@ class Runtime:
             bound=self.should_bind,
             frames_per_row=frames_per_row,
             head=AlignedHead.of(alignment, model, rows=max_streams, frames_per_row=frames_per_row),
-            kernels=find().kernels,
+            kernels=kernels,
             model=model,
         )
         self.never_updates = isinstance(estimator, Frozen) and alignment is None

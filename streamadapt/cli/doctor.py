@@ -26,6 +26,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "directory count",
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.add_argument(
+        "--build",
+        action="store_true",
+        help="build the compiled kernels anew first, with the C compiler that is there",
+    )
     parser.set_defaults(handler=main)
 
 
@@ -33,12 +38,19 @@ def main(args: argparse.Namespace) -> int:
     """Print the report; 1 when the model would be refused.
 
     Raises:
-        ConfigurationError: the model cannot be loaded.
+        ConfigurationError: the model cannot be loaded, or the kernels cannot be built.
     """
     # Imported here, so that the other subcommands start without it.
     from streamadapt.doctor import examine
+    from streamadapt.errors import ConfigurationError
+    from streamadapt.ops.compiled.build import BuildFailed, build
     from streamadapt.replay.models import load_model
 
+    if args.build:
+        try:
+            build()
+        except (BuildFailed, OSError) as error:
+            raise ConfigurationError(f"The kernels were not built: {error}") from error
     report = examine(None if args.model is None else load_model(args.model))
     print(json.dumps(report.as_dict(), indent=1) if args.json else format_report(report))
     return 1 if report.model is not None and report.model.refused else 0

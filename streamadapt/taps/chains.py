@@ -8,6 +8,7 @@ where anything changed, the module's own `forward` runs.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 import operator
@@ -203,19 +204,16 @@ def _trace(
     arguments = _arguments(owner)
     if arguments is None:
         return None
-    before = dict(owner.__dict__)
-    children = dict(owner._modules)
+    kept = _Kept(owner)
     try:
-        tracer = _Tracer(param_shapes_constant=True)
-        graph = tracer.trace(owner)
+        with torch.random.fork_rng(devices=[]):
+            tracer = _Tracer(param_shapes_constant=True)
+            graph = tracer.trace(owner)
         plain = fx.GraphModule(owner, graph)
     except Exception:  # whatever it does with what is no tensor; then it runs as it is
         return None
     finally:
-        changed = owner.__dict__ != before or owner._modules != children
-        if changed:
-            owner.__dict__.clear()
-            owner.__dict__.update(before)
+        changed = kept.put_back()
     if changed or any(node.op == "get_attr" for node in graph.nodes):
         return None
     again = fx.GraphModule(owner, tracer.trace(owner))
@@ -238,6 +236,42 @@ def _trace(
         _attributes=_attributes(owner),
         _hooks=tuple(hooks),
     )
+
+
+class _Kept:
+    """What a module holds, to be put back when its `forward` has put something else there."""
+
+    def __init__(self, owner: nn.Module) -> None:
+        self._owner = owner
+        self._values = dict(owner.__dict__)
+        self._contents = [
+            (value, copy.copy(value))
+            for value in self._values.values()
+            if isinstance(value, list | dict | set)
+        ]
+
+    def put_back(self) -> bool:
+        """Whether anything was changed."""
+        held, values = self._owner.__dict__, self._values
+        changed = held.keys() != values.keys() or any(
+            held[key] is not value for key, value in values.items()
+        )
+        if changed:
+            held.clear()
+            held.update(values)
+        for value, content in self._contents:
+            if len(value) == len(content) and all(
+                one is other for one, other in zip(_items(value), _items(content), strict=True)
+            ):
+                continue
+            changed = True
+            value.clear()
+            value.extend(content) if isinstance(value, list) else value.update(content)
+        return changed
+
+
+def _items(container: Any) -> Any:
+    return container.values() if isinstance(container, dict) else container
 
 
 def _sequences(module: nn.Module) -> Iterator[nn.Module]:

@@ -78,6 +78,9 @@ class FusedTables:
         layout: the bank's.
         kernels: compiled.
         measured: how many layers, from the first one on, may judge single frames.
+
+    Attributes:
+        plain: which layers are PyTorch's own.
     """
 
     def __init__(
@@ -91,7 +94,7 @@ class FusedTables:
         self.kernels, self.measured = kernels, measured
         self.layers = layout.layers
         self._modules = [layer.module for layer in layers]
-        self._plain = [
+        self.plain = [
             type(layer.module) in PLAIN_TYPES and "forward" not in layer.module.__dict__
             for layer in layers
         ]
@@ -147,7 +150,7 @@ class FusedTables:
                 continue
             self._known[index] = weight, bias, at, bias_at
             self._weights[index], self._biases[index] = at or None, bias_at or None
-            self.plans[index].usable = self._plain[index] and all(
+            self.plans[index].usable = self.plain[index] and all(
                 one is None or (one.dtype is torch.float32 and one.is_contiguous())
                 for one in (weight, bias, *(module._buffers.values()))
                 if one is None or one.is_floating_point()

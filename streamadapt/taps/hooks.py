@@ -10,8 +10,7 @@ from __future__ import annotations
 import itertools
 import types
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from threading import get_ident
 from typing import Any
 
@@ -110,15 +109,6 @@ class ModelTap:
                 del tap.module.__dict__["forward"]
                 if tap.replaced is not None:
                     tap.module.__dict__["forward"] = tap.replaced
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """The layers run untouched, whatever step is armed."""
-        step, self.step = self.step, None
-        try:
-            yield
-        finally:
-            self.step = step
 
     @staticmethod
     def strip(copied: nn.Module) -> None:

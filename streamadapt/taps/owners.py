@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from threading import get_ident
 from typing import Any
 
@@ -25,8 +26,13 @@ class OwnerTap:
 
     is_streamadapt_tap = True
 
-    def __init__(self, tap: ModelTap, traced: Traced) -> None:
-        self.tap, self.traced = tap, traced
+    def __init__(
+        self,
+        tap: ModelTap,
+        traced: Traced,
+        paused: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self.tap, self.traced, self._paused = tap, traced, paused
         self.owner = traced.owner
         self.proven: bool | None = None
         self.original: Callable[..., Any] = traced.owner.forward
@@ -48,14 +54,15 @@ class OwnerTap:
         ):
             return self.original(*args, **kwargs)
         if self.proven is None:
-            return self._prove(*args)
+            # Whoever listens inside must not hear the same frames several times.
+            return self.original(*args) if _has_hooks(self.owner) else self._prove(*args)
         return self.traced.run(*args)
 
     def _prove(self, *args: Tensor) -> Any:
         """The module's own output; and see whether what was traced does the same."""
         kept = [[one.clone() for one in args] for _ in range(2)]
         output = self.original(*args)
-        with self.tap.paused():
+        with self._paused(), torch.random.fork_rng(devices=[]):
             try:
                 own, plain = self.original(*kept[0]), self.traced.plain.forward(*kept[1])
                 self.proven = _same(own, plain)
@@ -80,15 +87,24 @@ class OwnerTaps:
         model: that they are part of.
         layers: the adaptable ones.
         tap: of the layers.
+        paused: a context in which the model runs as if no step were armed.
 
     Attributes:
         taps: in place while installed.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[AdaptableLayer], tap: ModelTap) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[AdaptableLayer],
+        tap: ModelTap,
+        *,
+        paused: Callable[[], AbstractContextManager[None]],
+    ) -> None:
         self._tap = tap
         self.taps = [
-            OwnerTap(tap, traced) for traced in trace_chains(model, layers, fused=self._fused)
+            OwnerTap(tap, traced, paused)
+            for traced in trace_chains(model, layers, fused=self._fused)
         ]
 
     def install(self) -> None:
@@ -118,6 +134,10 @@ class OwnerTaps:
         return step.fused(
             chain.layer, x, other, low=chain.low, high=chain.high, in_place=chain.in_place
         )
+
+
+def _has_hooks(owner: nn.Module) -> bool:
+    return any(one._forward_hooks or one._forward_pre_hooks for one in nn.Module.modules(owner))
 
 
 def _same(one: Any, other: Any) -> bool:

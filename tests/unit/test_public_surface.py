@@ -30,7 +30,9 @@ LAYERS = (
     {
         "acting",
         "arguments",
+        "backends",
         "batch",
+        "committing",
         "describe",
         "domains",
         "engine",
