@@ -523,6 +523,8 @@ class AdaptationEngine:
             for layer in self.layers:
                 self.tap.strip(memo[id(layer.module)])
                 self.binding.strip(memo[id(layer.module)])
+            if self.owners is not None:
+                self.owners.strip(memo)
             if self.head is not None:
                 self.head.bake(memo[id(self.head.module)], row)
             return twin

@@ -118,6 +118,11 @@ class OwnerTaps:
             if one.owner.__dict__.get("forward") is one:
                 del one.owner.__dict__["forward"]
 
+    def strip(self, memo: dict[int, Any]) -> None:
+        """Take what is left of them off the copies of their modules."""
+        for one in self.taps:
+            memo[id(one.owner)].__dict__.pop("forward", None)
+
     def manners(self) -> dict[int, str]:
         """What is done in one pass, by the index of the layer, where it is not refused."""
         return {
