@@ -94,7 +94,7 @@ def measure(
 def main() -> None:
     """Measure and write the JSON."""
     parser = argparse.ArgumentParser(description="Cost of watching and guarding.")
-    parser.add_argument("--pairs", type=int, default=100)
+    parser.add_argument("--pairs", type=int, default=60)
     parser.add_argument("--output", type=Path, default=RESULTS / "guard-cost.json")
     options = parser.parse_args()
     where = environment()
@@ -104,7 +104,7 @@ def main() -> None:
     for phase, gain, streams in (
         ("resting", 1.0, 1),
         ("following", 0.5, 1),
-        ("following, eight streams", 0.5, 8),
+        ("resting, eight streams", 1.0, 8),
     ):
         for name, candidate in CANDIDATES.items():
             key = f"{name}, {phase}"

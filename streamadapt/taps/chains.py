@@ -136,7 +136,12 @@ class Traced:
     arguments: int
     _modules: tuple[tuple[nn.Module, dict[str, Any], dict[str, Any]], ...]
     _attributes: dict[str, Any]
+    _values: list[Any]
     _hooks: tuple[Mapping[int, Any], ...]
+
+    def installed(self) -> None:
+        """Whatever the module holds now is not looked at again until it is another object."""
+        self._values[:] = self.owner.__dict__.values()
 
     def unchanged(self) -> bool:
         """Whether the module is still what was traced."""
@@ -147,6 +152,9 @@ class Traced:
             return False
         if module_hooks._global_forward_pre_hooks:
             return False
+        held = self.owner.__dict__
+        if len(held) == len(self._values) and all(map(operator.is_, held.values(), self._values)):
+            return True
         return _attributes(self.owner) == self._attributes
 
 
@@ -234,6 +242,7 @@ def _trace(
         arguments=arguments,
         _modules=tuple((one, dict(one._modules), dict(one._parameters)) for one in inside),
         _attributes=_attributes(owner),
+        _values=[],
         _hooks=tuple(hooks),
     )
 

@@ -33,6 +33,7 @@ class _Plan:
 
     Attributes:
         call: of the kernel.
+        address: of the call.
         start: of the layer's channels in the bank.
         usable: the layer is PyTorch's own, and its weights are fp32.
         shape: of the input that the call is made out for.
@@ -42,10 +43,21 @@ class _Plan:
         positions: of a frame.
     """
 
-    __slots__ = ("call", "dtype", "items", "positions", "shape", "start", "strides", "usable")
+    __slots__ = (
+        "address",
+        "call",
+        "dtype",
+        "items",
+        "positions",
+        "shape",
+        "start",
+        "strides",
+        "usable",
+    )
 
     def __init__(self, call: LayerCall, start: int) -> None:
         self.call, self.start = call, start
+        self.address = ctypes.addressof(call)
         self.usable = False
         self.shape: torch.Size | None = None
         self.strides: tuple[int, ...] = ()
@@ -125,6 +137,7 @@ class FusedTables:
                     channels=one.channels,
                     eps=layer.eps,
                     frame_stride=self.padded,
+                    backwards=1,  # the last frame is still in the cache
                 ),
                 one.start,
             )
@@ -207,6 +220,7 @@ class FusedStep:
         self._threads = torch.get_num_threads()
         self._room: int | None = None
         self._var = 0
+        self._distances_at = 0
         self._distances: np.ndarray[Any, np.dtype[np.float64]] | None = None
 
     def __call__(
@@ -279,7 +293,7 @@ class FusedStep:
         if self._now or measures or (own is not None and own.leans):
             self._by_frame(index, plan, rows, measures=measures)
         else:
-            self._run(call)
+            self._run(plan.address)
         if observe:
             step.wrote(index, plan.positions)
         return y
@@ -293,8 +307,8 @@ class FusedStep:
             call.usual = usual = own.thresholds[index]
             call.row_precision = call.scale + 2 * self._shift
             call.row_mean = call.scale + 3 * self._shift
-            call.distance = distances.ctypes.data
-            far = self._run(call)
+            call.distance = self._distances_at
+            far = self._run(plan.address)
             call.mean = call.distance = None
             if not far:
                 return
@@ -303,7 +317,7 @@ class FusedStep:
             call.chosen = chosen.ctypes.data
         elif call.mean is not None:
             y, call.y = call.y, None
-            self._run(call)
+            self._run(plan.address)
             call.y, call.mean = y, None
             if step.observe:
                 step.wrote(index, plan.positions)
@@ -318,9 +332,8 @@ class FusedStep:
             scale, shift = self._composed(index, *found)
             call.scale, call.shift = scale.data_ptr(), shift.data_ptr()
             call.row_stride = scale.stride(0)
-        call.backwards = 1  # the last frame is still in the cache
-        self._run(call)
-        call.backwards, call.chosen = 0, None
+        self._run(plan.address)
+        call.chosen = None
 
     def _corrected(
         self, index: int, items: int, rows: Tensor | None, *, measures: bool
@@ -342,6 +355,7 @@ class FusedStep:
     def _room_for(self, items: int) -> np.ndarray[Any, np.dtype[np.float64]]:
         if self._distances is None or len(self._distances) != items:
             self._distances = np.empty(items, dtype=np.float64)
+            self._distances_at = self._distances.ctypes.data
         return self._distances
 
 

@@ -111,6 +111,7 @@ class OwnerTaps:
         """Put them in place."""
         for one in self.taps:
             one.owner.__dict__["forward"] = one
+            one.traced.installed()
 
     def remove(self) -> None:
         """Leave every module as it was before `install`."""

@@ -122,13 +122,16 @@ class Kernels:
     handle: ctypes.CDLL
     instruction_set: str
 
-    def run_layer(self, call: LayerCall) -> int:
+    def run_layer(self, address: int) -> int:
         """Moments, application or both of one layer; how many frames were left out.
+
+        Args:
+            address: of a `LayerCall`.
 
         Raises:
             MemoryError: there was no room for some sums.
         """
-        left: int = self.handle.sa_run_layer(ctypes.addressof(call))
+        left: int = self.handle.sa_run_layer(address)
         if left < 0:
             raise MemoryError("no memory for a layer's sums")
         return left

@@ -125,7 +125,7 @@ def run(
         backwards=int(backwards),
     )
     assert FOUND.kernels is not None
-    assert FOUND.kernels.run_layer(call) == 0
+    assert FOUND.kernels.run_layer(ctypes.addressof(call)) == 0
     assert mean[:, channels:].isnan().all()  # nothing is written beside its place
     if not in_place:
         torch.testing.assert_close(x, one.x, rtol=0, atol=0, equal_nan=True)
@@ -296,7 +296,7 @@ def test_rows_and_chosen_frames() -> None:
         threads=1,
     )
     assert FOUND.kernels is not None
-    FOUND.kernels.run_layer(call)
+    FOUND.kernels.run_layer(ctypes.addressof(call))
     for frame, factor in enumerate((2.0, 0.0, 1.0, 2.0)):  # the third one is not touched
         assert torch.equal(x[frame], one.x[frame] * factor)
 
@@ -331,7 +331,7 @@ def test_frames_far_from_their_row_are_left_and_counted(channels_last: bool) -> 
         threads=2,
     )
     assert FOUND.kernels is not None
-    assert FOUND.kernels.run_layer(call) == 1
+    assert FOUND.kernels.run_layer(ctypes.addressof(call)) == 1
     m, v = float64_moments(one.x)
     expected = (m**2 / np.sqrt(v) + np.log(v) ** 2 / 2).mean(axis=1)
     np.testing.assert_allclose(distances, expected, rtol=1e-4)
@@ -343,7 +343,7 @@ def test_nothing_to_do_is_done() -> None:
     assert FOUND.kernels is not None
     for empty in ("frames", "channels", "positions"):
         sizes = {"frames": 2, "channels": 3, "positions": 4, empty: 0}
-        assert FOUND.kernels.run_layer(LayerCall(**sizes, threads=1)) == 0
+        assert FOUND.kernels.run_layer(ctypes.addressof(LayerCall(**sizes, threads=1))) == 0
 
 
 @pytest.mark.parametrize("instructions", ["portable", "avx2"])

@@ -9,7 +9,8 @@
 #include <string.h>
 
 enum {
-    LEAST_BYTES = 1 << 16,   /* that a thread is woken for */
+    LEAST_BYTES = 1 << 22,   /* that a thread is woken for */
+    UNIT_BYTES = 1 << 15,    /* of channels that are done together */
     SEGMENT_BYTES = 1 << 18, /* of a frame whose channels lie side by side */
     MOST_SEGMENTS = 16,
 };
@@ -101,16 +102,19 @@ static void segment(const job *j, int64_t frame, int64_t number, int what) {
     j->run->pixels(layer, frame, first, last, sums, what);
 }
 
-/* A whole frame on one thread. */
-static void whole(const job *j, int64_t frame, int what) {
+/* A whole frame on one thread; backwards after a pass whose end is still in the cache. */
+static void whole(const job *j, int64_t frame, int what, int backwards) {
     const sa_layer *layer = j->layer;
-    if (!layer->channels_last) {
-        j->run->planes(layer, frame, 0, layer->channels, what);
-        return;
+    int moments = layer->channels_last && (what & SA_MOMENTS);
+    if (moments) j->run->centres(layer, frame, j->centre);
+    for (int64_t k = 0; k < j->blocks; k++) {
+        int64_t block = backwards ? j->blocks - 1 - k : k, first = block * j->block;
+        if (layer->channels_last)
+            segment(j, frame, block, what);
+        else
+            j->run->planes(layer, frame, first, at_most(first + j->block, layer->channels), what);
     }
-    if (what & SA_MOMENTS) j->run->centres(layer, frame, j->centre);
-    for (int64_t s = 0; s < j->segments; s++) segment(j, frame, s, what);
-    if (what & SA_MOMENTS) merge(j, frame);
+    if (moments) merge(j, frame);
 }
 
 static int is_far(const job *j, int64_t frame) {
@@ -143,11 +147,11 @@ static void frame_unit(void *context, int64_t unit) {
     }
     int what = wanted(layer, frame) ? own.what : own.what & ~SA_APPLY;
     if (layer->distance) {
-        whole(&own, frame, SA_MOMENTS);
+        whole(&own, frame, SA_MOMENTS, 0);
         own.far[frame] = (uint8_t)is_far(&own, frame);
-        if ((what & SA_APPLY) && !own.far[frame]) whole(&own, frame, SA_APPLY);
+        if ((what & SA_APPLY) && !own.far[frame]) whole(&own, frame, SA_APPLY, 1);
     } else if (what) {
-        whole(&own, frame, what);
+        whole(&own, frame, what, 0);
     }
     free(scratch);
 }
@@ -189,7 +193,7 @@ int64_t sa_run_layer(const sa_layer *layer) {
         j.segments = j.blocks = (positions + j.block - 1) / j.block;
     } else {
         int64_t bytes = positions * sizes[layer->dtype];
-        j.block = 1 + (LEAST_BYTES / 2 - 1) / bytes;
+        j.block = 1 + (UNIT_BYTES - 1) / bytes;
         j.blocks = (channels + j.block - 1) / j.block;
     }
     uint8_t few[64], *far = few;
