@@ -26,9 +26,12 @@ from streamadapt.ops import compiled
 from streamadapt.ops.compiled import Found, library
 from tests.models import randomise
 
-pytestmark = pytest.mark.skipif(
-    compiled.find().kernels is None, reason=f"kernels: {compiled.find().problem}"
-)
+pytestmark = [
+    pytest.mark.compiled,
+    pytest.mark.skipif(
+        compiled.find().kernels is None, reason=f"kernels: {compiled.find().problem}"
+    ),
+]
 
 WORLDS = {"source": (1.0, 0.0), "fog": (0.4, 1.2), "night": (0.5, -1.5), "haze": (0.8, 0.3)}
 

@@ -20,7 +20,10 @@ from torch import Tensor
 from streamadapt.ops.compiled import LayerCall, build, find
 
 FOUND = find()
-pytestmark = pytest.mark.skipif(FOUND.kernels is None, reason=f"kernels: {FOUND.problem}")
+pytestmark = [
+    pytest.mark.compiled,
+    pytest.mark.skipif(FOUND.kernels is None, reason=f"kernels: {FOUND.problem}"),
+]
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 SHAPES = [

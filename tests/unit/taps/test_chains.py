@@ -15,7 +15,10 @@ import streamadapt as sa
 from streamadapt.ops.compiled import find
 from tests.models import randomise, residual
 
-pytestmark = pytest.mark.skipif(find().kernels is None, reason=f"kernels: {find().problem}")
+pytestmark = [
+    pytest.mark.compiled,
+    pytest.mark.skipif(find().kernels is None, reason=f"kernels: {find().problem}"),
+]
 
 
 class Block(nn.Module):
