@@ -15,7 +15,7 @@ from streamadapt.estimators import Estimator, Restarting
 from streamadapt.layout import BankLayout, layers_up_to
 from streamadapt.moments import Moments
 from streamadapt.ops.compiled import CommitCall, Kernels
-from streamadapt.ops.reduce import ENOUGH_FRAMES, FrameMoments
+from streamadapt.ops.reduce import FrameMoments, shows_outliers
 
 # In the order of the C enumeration.
 _COLUMNS = (
@@ -146,6 +146,6 @@ class CompiledCommit:
             verdict,
             Moments(column * observed.positions, pooled[0], pooled[1]),
             column,
-            trust if batch >= ENOUGH_FRAMES else None,
+            trust if shows_outliers(batch) else None,
             phase,
         )

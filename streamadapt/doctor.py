@@ -14,12 +14,14 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from streamadapt.backends import choose_kernels
 from streamadapt.bank import StatisticsBank
 from streamadapt.errors import ModelStateError, UnsupportedModelError
 from streamadapt.estimators import Restarting
 from streamadapt.layout import BankLayout
 from streamadapt.ops.compiled import find
 from streamadapt.taps import AdaptableLayer, Inventory, take_inventory, verify_remappable
+from streamadapt.taps.chains import trace_chains
 from streamadapt.taps.inventory import named_modules
 
 _PACKAGES = ("streamadapt", "torch", "numpy", "safetensors", "prometheus-client")
@@ -60,6 +62,7 @@ class LayerReport:
         state: `adaptable`, `excluded` (by the caller), `without statistics` or `folded`.
         kind: of an adaptable layer, as in `streamadapt.taps.AdaptableLayer`.
         state_bytes: what it costs a camera with the default estimator, padding included.
+        tap: how an adaptable layer would be looked at, and what is done in one pass with it.
     """
 
     name: str
@@ -69,6 +72,7 @@ class LayerReport:
     channels: int | None
     dtype: str | None
     state_bytes: int
+    tap: str | None = None
 
 
 @dataclass(frozen=True)
@@ -182,6 +186,7 @@ def _limits(layers: Sequence[AdaptableLayer]) -> Iterator[str]:
 
 def _layer_reports(model: nn.Module, inventory: Inventory) -> tuple[LayerReport, ...]:
     adaptable = {layer.name: layer for layer in inventory.layers}
+    taps = _taps(model, inventory)
     state = {
         **dict.fromkeys(inventory.excluded, "excluded"),
         **dict.fromkeys(inventory.without_statistics, "without statistics"),
@@ -190,7 +195,7 @@ def _layer_reports(model: nn.Module, inventory: Inventory) -> tuple[LayerReport,
     reports = []
     for name, module in named_modules(model):
         if name in adaptable:
-            reports.append(_adaptable(adaptable[name]))
+            reports.append(_adaptable(adaptable[name], taps.get(name)))
         elif name in state:
             channels = getattr(module, "num_features", None)
             reports.append(
@@ -199,7 +204,26 @@ def _layer_reports(model: nn.Module, inventory: Inventory) -> tuple[LayerReport,
     return tuple(reports)
 
 
-def _adaptable(layer: AdaptableLayer) -> LayerReport:
+def _taps(model: nn.Module, inventory: Inventory) -> dict[str, str]:
+    """How layers would be looked at, by name; as `describe` says it of a processor."""
+    layers = inventory.layers
+    if inventory.problem is not None or not layers:
+        return {}
+    kernels, _ = choose_kernels("auto", inventory)
+    if kernels is None:
+        return dict.fromkeys((layer.name for layer in layers), "hooks")
+    found, alone = trace_chains(model, layers)
+    manners = {index: f"BatchNorm; {reason}" for index, reason in alone.items()}
+    manners |= {chain.layer: chain.manner for one in found for chain in one.chains}
+    return {
+        layer.name: f"compiled: {manners.get(index, 'BatchNorm')}"
+        if layer.kind == "batchnorm"
+        else "hooks"
+        for index, layer in enumerate(layers)
+    }
+
+
+def _adaptable(layer: AdaptableLayer, tap: str | None) -> LayerReport:
     channels = _channels(layer)
     mean, _ = layer.buffers
     return LayerReport(
@@ -210,6 +234,7 @@ def _adaptable(layer: AdaptableLayer) -> LayerReport:
         channels=channels,
         dtype=str(mean.dtype).removeprefix("torch."),
         state_bytes=_bytes_of(channels),
+        tap=tap,
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from streamadapt.bank import State
 from streamadapt.estimators import Estimator
 from streamadapt.layout import BankLayout
-from streamadapt.ops.reduce import ENOUGH_FRAMES, FrameMoments, frame_distances, frame_trust
+from streamadapt.ops.reduce import FrameMoments, frame_distances, frame_trust, shows_outliers
 from streamadapt.taps.step import Settling
 from streamadapt.transfer import upload
 
@@ -93,7 +93,7 @@ class FrameWeighing:
         """How much each frame counts beside the others, `[entries]`; None: all alike."""
         if settling is not None:
             return settling.trust
-        if not self._robust or weights.shape[1] < ENOUGH_FRAMES:
+        if not (self._robust and shows_outliers(weights.shape[1])):
             return None
         distances = frame_distances(
             observed,

@@ -1,7 +1,7 @@
 """What the default's update costs beyond a plain EMA's: `python -m benchmarks.adaptation.cost`.
 
 ResNet-50, batches of 8, 224×224: the step of a processor with the default estimator over that of
-one with an EMA just before and after it, resting and following, settling passes left out. A second
+one with an EMA just before and after it, resting and following, settling passes left out; with PyTorch's kernels, for the EMA's commit has no other. A second
 EMA in the default's place is the noise floor.
 """
 
@@ -69,7 +69,7 @@ def measure(
     model: nn.Module, candidate: Estimator, *, gain: float, pairs: int
 ) -> tuple[Ratios, str]:
     """Ratios of the candidate's step to the EMA's."""
-    reference, other = Stepper(model, EMA()), Stepper(model, candidate)
+    reference, other = (Stepper(model, one, backend="hooks") for one in (EMA(), candidate))
     seconds: list[list[float]] = [[], []]
     with torch.no_grad():
         for number in range(pairs + WARM_UP):

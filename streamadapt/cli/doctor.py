@@ -81,7 +81,7 @@ def _device(device: Device) -> str:
 def _model(model: ModelReport) -> list[str]:
     lines = [f"model {model.model}"]
     if model.layers:
-        table = [["layer", "state", "type", "kind", "channels", "dtype", "bytes a camera"]]
+        table = [["layer", "state", "type", "kind", "channels", "dtype", "bytes a camera", "tap"]]
         table += [_cells(layer) for layer in model.layers]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines += ["  " + _row(cells, widths) for cells in table]
@@ -108,11 +108,12 @@ def _cells(layer: LayerReport) -> list[str]:
         "-" if layer.channels is None else str(layer.channels),
         layer.dtype or "-",
         str(layer.state_bytes) if layer.state == "adaptable" else "-",
+        layer.tap or "-",
     ]
 
 
 def _row(cells: list[str], widths: list[int]) -> str:
-    sides = ["<", "<", "<", "<", ">", "<", ">"]
+    sides = ["<", "<", "<", "<", ">", "<", ">", "<"]
     return "  ".join(
         f"{cell:{side}{width}}" for cell, side, width in zip(cells, sides, widths, strict=True)
-    )
+    ).rstrip()

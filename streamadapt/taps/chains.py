@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules import module as module_hooks
 
+from streamadapt.errors import one_line
 from streamadapt.taps.inventory import AdaptableLayer, named_modules
 
 _FRESH = (
@@ -122,7 +123,7 @@ class Traced:
     Attributes:
         owner: the module.
         name: where it stands in the model.
-        plain: its operations as traced.
+        plain: runs its operations as traced.
         run: the same with chains done in one pass.
         chains: in that.
         arguments: how many it takes.
@@ -130,7 +131,7 @@ class Traced:
 
     owner: nn.Module
     name: str
-    plain: fx.GraphModule
+    plain: Callable[..., Any]
     run: Callable[..., Any]
     chains: tuple[Chain, ...]
     arguments: int
@@ -162,27 +163,37 @@ def trace_chains(
     model: nn.Module,
     layers: Sequence[AdaptableLayer],
     *,
-    fused: Callable[[Chain, Tensor, Tensor | None], Tensor | None],
-) -> Iterator[Traced]:
+    fused: Callable[[Chain, Tensor, Tensor | None], Tensor | None] = lambda *_: None,
+) -> tuple[list[Traced], dict[int, str]]:
     """Trace the modules that call `layers`, where that can be done and something comes of it.
 
     Args:
         model: that they are part of.
         layers: the adaptable ones.
         fused: normalises in one pass; see `ChainNode`.
+
+    Returns:
+        What was traced, and why other layers are alone, by their index.
     """
     index = {id(layer.module): k for k, layer in enumerate(layers) if layer.kind == "batchnorm"}
-    for name, owner in _owners(model, layers):
+    found, alone = list[Traced](), dict[int, str]()
+    for name, (owner, called) in _owners(model, layers).items():
         traced = _trace(owner, name, index, fused)
-        if traced is not None:
-            yield traced
+        if isinstance(traced, Traced):
+            found.append(traced)
+        else:
+            reason = f"{name or 'the model'} ({type(owner).__name__}) {traced}"
+            alone |= dict.fromkeys(called, reason)
+    return found, alone
 
 
-def _owners(model: nn.Module, layers: Sequence[AdaptableLayer]) -> Iterator[tuple[str, nn.Module]]:
-    """Modules that call a layer in their own `forward`, plain sequences inside them included."""
+def _owners(
+    model: nn.Module, layers: Sequence[AdaptableLayer]
+) -> dict[str, tuple[nn.Module, list[int]]]:
+    """Modules that call layers in their own `forward`, plain sequences inside them included."""
     named = dict(named_modules(model))
-    found: dict[str, nn.Module] = {}
-    for layer in layers:
+    found: dict[str, tuple[nn.Module, list[int]]] = {}
+    for index, layer in enumerate(layers):
         name = layer.name
         while name:
             name = name.rpartition(".")[0]
@@ -190,9 +201,9 @@ def _owners(model: nn.Module, layers: Sequence[AdaptableLayer]) -> Iterator[tupl
             if owner is None:
                 break
             if not _is_sequence(owner) or not name:
-                found.setdefault(name, owner)
+                found.setdefault(name, (owner, []))[1].append(index)
                 break
-    yield from found.items()
+    return found
 
 
 def _is_sequence(module: nn.Module) -> bool:
@@ -206,29 +217,31 @@ def _trace(
     name: str,
     index: Mapping[int, int],
     fused: Callable[[Chain, Tensor, Tensor | None], Tensor | None],
-) -> Traced | None:
+) -> Traced | str:
+    """What a module does, or why that is not known."""
     if "forward" in owner.__dict__ or isinstance(owner, fx.GraphModule | torch.jit.ScriptModule):
-        return None
+        return "has a `forward` of its own already"
     arguments = _arguments(owner)
     if arguments is None:
-        return None
-    kept = _Kept(owner)
+        return "takes optional or named arguments"
+    kept, problem = _Kept(owner), None
     try:
         with torch.random.fork_rng(devices=[]):
-            tracer = _Tracer(param_shapes_constant=True)
-            graph = tracer.trace(owner)
-        plain = fx.GraphModule(owner, graph)
-    except Exception:  # whatever it does with what is no tensor; then it runs as it is
-        return None
-    finally:
-        changed = kept.put_back()
-    if changed or any(node.op == "get_attr" for node in graph.nodes):
-        return None
-    again = fx.GraphModule(owner, tracer.trace(owner))
-    chains, watched = _fuse(again, index, fused)
+            graph = _Tracer(param_shapes_constant=True).trace(owner)
+    except Exception as error:  # whatever it does with what is no tensor; it runs as it is
+        problem = f"cannot be traced: {one_line(error)}"
+    if kept.put_back():
+        return "keeps what it sees"
+    if problem is not None:
+        return problem
+    if any(node.op == "get_attr" for node in graph.nodes):
+        return "uses tensors that it holds itself"
+    traced = fx.GraphModule(owner, graph)
+    plain = traced.forward  # compiled already: what is done to the graph below is not in it
+    chains, watched = _fuse(traced, index, fused)
     if not any(chain.adds or chain.in_place or chain.high > 0 for chain in chains):
-        return None
-    again.graph.lint()
+        return "does nothing with it that can be taken along"
+    graph.lint()
     inside = [owner, *_sequences(owner)]
     hooks: list[Mapping[int, Any]] = []
     for module in [*watched, *inside[1:]]:
@@ -237,7 +250,7 @@ def _trace(
         owner=owner,
         name=name,
         plain=plain,
-        run=_program(again),
+        run=_program(traced),
         chains=tuple(chains),
         arguments=arguments,
         _modules=tuple((one, dict(one._modules), dict(one._parameters)) for one in inside),

@@ -163,10 +163,16 @@ class FusedTables:
                 continue
             self._known[index] = weight, bias, at, bias_at
             self._weights[index], self._biases[index] = at or None, bias_at or None
-            self.plans[index].usable = self.plain[index] and all(
-                one is None or (one.dtype is torch.float32 and one.is_contiguous())
-                for one in (weight, bias, *(module._buffers.values()))
-                if one is None or one.is_floating_point()
+            # A weight that is not where it belongs is made anew by a hook, as in pruning.
+            whole = "weight" in parameters and "bias" in parameters
+            self.plans[index].usable = (
+                self.plain[index]
+                and whole
+                and all(
+                    one is None or (one.dtype is torch.float32 and one.is_contiguous())
+                    for one in (weight, bias, *(module._buffers.values()))
+                    if one is None or one.is_floating_point()
+                )
             )
 
     def fill(self, row: int, statistics: Tensor) -> None:
@@ -247,6 +253,8 @@ class FusedStep:
             The result; None, and nothing done, where that is not possible.
         """
         step, plan = self._step, self._plans[index]
+        if x.layout is not torch.strided:
+            return None
         same = x.shape == plan.shape and x.dtype is plan.dtype and x.stride() == plan.strides
         if not (same or plan.fit(x)):
             return None
@@ -271,8 +279,12 @@ class FusedStep:
             call.residual = residual.data_ptr()
         else:
             return None
+        try:
+            call.x = x.data_ptr()
+        except RuntimeError:  # a tensor of a function transform, such as `vmap`
+            return None
         y = x if in_place else torch.empty_like(x)
-        call.x, call.y = x.data_ptr(), y.data_ptr()
+        call.y = y.data_ptr()
         call.low, call.high, call.threads = low, high, self._threads
         own = self._own
         measures = own is not None and own.measures(index, plan.positions)

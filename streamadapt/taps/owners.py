@@ -64,7 +64,7 @@ class OwnerTap:
         output = self.original(*args)
         with self._paused(), torch.random.fork_rng(devices=[]):
             try:
-                own, plain = self.original(*kept[0]), self.traced.plain.forward(*kept[1])
+                own, plain = self.original(*kept[0]), self.traced.plain(*kept[1])
                 self.proven = _same(own, plain)
             except Exception:  # of the trace; the module's own would have raised above
                 self.proven = False
@@ -102,10 +102,8 @@ class OwnerTaps:
         paused: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self._tap = tap
-        self.taps = [
-            OwnerTap(tap, traced, paused)
-            for traced in trace_chains(model, layers, fused=self._fused)
-        ]
+        found, self._alone = trace_chains(model, layers, fused=self._fused)
+        self.taps = [OwnerTap(tap, traced, paused) for traced in found]
 
     def install(self) -> None:
         """Put them in place."""
@@ -125,13 +123,15 @@ class OwnerTaps:
             memo[id(one.owner)].__dict__.pop("forward", None)
 
     def manners(self) -> dict[int, str]:
-        """What is done in one pass, by the index of the layer, where it is not refused."""
-        return {
-            chain.layer: chain.manner
-            for one in self.taps
-            if one.proven is not False
-            for chain in one.traced.chains
-        }
+        """What is done in one pass, by the index of the layer, or why nothing is taken along."""
+        found = {index: f"BatchNorm; {reason}" for index, reason in self._alone.items()}
+        for one in self.taps:
+            for chain in one.traced.chains:
+                found[chain.layer] = chain.manner
+                if one.proven is False:
+                    name = one.traced.name or "the model"
+                    found[chain.layer] = f"BatchNorm; what was traced of {name} differs from it"
+        return found
 
     def _fused(self, chain: Chain, x: Tensor, other: Tensor | None) -> Tensor | None:
         step = self._tap.step

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from streamadapt.moments import Moments
 
-ENOUGH_FRAMES = 4
-"""Of a row, from which on it shows which of them are outliers."""
+_ENOUGH_FRAMES = 4
 _USUAL = 3.0  # distances up to so many medians are usual
 _LARGEST = 100.0  # of one channel
 _TINY = 1e-30
@@ -122,6 +121,11 @@ def _of_frames(per_row: Tensor, weights: Tensor) -> Tensor:
     return per_row if len(per_row) == 1 else per_row.index_select(0, weights.argmax(dim=0))
 
 
+def shows_outliers(frames: int) -> bool:
+    """Whether so many frames can show which of them are unlike the others."""
+    return frames >= _ENOUGH_FRAMES
+
+
 def frame_trust(distances: Tensor, weights: Tensor) -> Tensor:
     """How much each frame counts beside the others of its row: outliers count less.
 
@@ -139,7 +143,7 @@ def frame_trust(distances: Tensor, weights: Tensor) -> Tensor:
     """
     present = (weights > 0) & (distances == distances)
     usual = torch.where(present, distances, math.nan).nanmedian(dim=1, keepdim=True).values
-    enough = present.sum(dim=1, keepdim=True) >= ENOUGH_FRAMES
+    enough = present.sum(dim=1, keepdim=True) >= _ENOUGH_FRAMES
     limit = torch.where(present & enough, _USUAL * usual, 0.0).sum(dim=0)
     trust = (2.0 - distances / limit.clamp(min=1e-150)).clamp(0.0, 1.0)
     judged = (present & enough).any(dim=0) & (trust == trust)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.nn.utils.prune
 from torch import Tensor, nn
 
 import streamadapt as sa
@@ -159,7 +160,8 @@ def test_what_cannot_be_traced_runs_as_it_is(kind: type[Block]) -> None:
     model = randomise(kind())
     attributes = dict(vars(model))
     with torch.no_grad(), still(model) as processor:
-        assert [layer.tap for layer in processor.describe().layers] == ["compiled: BatchNorm"]
+        (layer,) = processor.describe().layers
+        assert layer.tap.startswith("compiled: BatchNorm; ")
         assert not isinstance(vars(model).get("latest"), torch.fx.Proxy)
         expected = copy.deepcopy(model)(frames())
         torch.testing.assert_close(processor(frames()), expected)
@@ -180,7 +182,8 @@ def test_a_trace_that_took_a_wrong_turn_is_not_used() -> None:
     with torch.no_grad(), still(model) as processor:
         for seed in range(3):
             torch.testing.assert_close(processor(frames(seed)), plain(frames(seed)))
-        assert [layer.tap for layer in processor.describe().layers] == ["compiled: BatchNorm"]
+        (layer,) = processor.describe().layers
+        assert layer.tap.startswith("compiled: BatchNorm; ")
 
 
 def test_what_is_changed_afterwards_is_followed() -> None:
@@ -273,3 +276,40 @@ def test_backends_are_what_was_asked_for() -> None:
         described = processor.describe()
         assert described.backend == "hooks"
         assert {layer.tap for layer in described.layers} == {"hooks"}
+
+
+def test_weights_that_are_made_anew_by_a_hook_are_used() -> None:
+    """Pruning keeps a BatchNorm's weight elsewhere and sets it before each call."""
+    model = residual()
+    torch.nn.utils.prune.random_unstructured(model.get_submodule("bn2"), "weight", amount=0.5)
+    plain = copy.deepcopy(model)
+    with torch.no_grad(), still(model) as processor:
+        for seed in range(3):
+            torch.testing.assert_close(processor(frames(seed)), plain(frames(seed)))
+
+
+def test_function_transforms_inside_a_model() -> None:
+    class Mapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = residual()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.func.vmap(lambda one: self.inner(one[None])[0])(x)
+
+    model = Mapped().eval()
+    plain = copy.deepcopy(model)
+    with torch.no_grad(), sa.StreamProcessor(model, backend="compiled") as processor:
+        torch.testing.assert_close(processor(frames()), plain(frames()))
+
+
+def test_why_a_layer_is_alone_is_said() -> None:
+    reasons = {
+        Remembers: "keeps what it sees",
+        Branches: "cannot be traced: symbolically traced variables",
+        Optional: "takes optional or named arguments",
+        HoldsTensor: "uses tensors that it holds itself",
+    }
+    for kind, reason in reasons.items():
+        (tap,) = taps_of(randomise(kind()))
+        assert tap.startswith(f"compiled: BatchNorm; the model ({kind.__name__}) {reason}")
