@@ -1,8 +1,9 @@
 """What the default's update costs beyond a plain EMA's: `python -m benchmarks.adaptation.cost`.
 
 ResNet-50, batches of 8, 224×224: the step of a processor with the default estimator over that of
-one with an EMA just before and after it, resting and following, settling passes left out; with PyTorch's kernels, for the EMA's commit has no other. A second
-EMA in the default's place is the noise floor.
+one with an EMA just before and after it, resting and following, settling passes left out; with
+PyTorch's kernels, because an EMA's commit has no others. A second EMA in the default's place is the
+noise floor.
 """
 
 from __future__ import annotations
