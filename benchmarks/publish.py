@@ -103,7 +103,7 @@ def kernels() -> str:
     hardware = content["hardware"]
     return markdown(header, body) + (
         f"\n\nMedians over 14 BatchNorm inputs of ResNets and MobileNetV2, fp32, "
-        f"{hardware['torch_threads']} threads of {_cpu(hardware['cpu'])}, kernels for "
+        f"one thread of {_cpu(hardware['cpu'])}, kernels for "
         f"{content['instruction_set']}. Cold buffers come from memory, warm ones from the cache as "
         "far as they fit."
     )

@@ -4,7 +4,8 @@ BatchNorm inputs as ResNets and MobileNetV2 have them. Cold: one of many buffers
 last cache together, so that each comes from memory. Warm: the same one again, as far as it fits.
 Beside each kernel, what it is to be measured by: for moments the time that `x.sum()` takes on the
 same tensor, for application with moments the same kernel without them, for both the memory that is
-moved, over what a copy moves in the same run.
+moved, over what a copy moves in the same run. On one thread: how threads are shared out is seen in
+`benchmarks.overhead`.
 """
 
 from __future__ import annotations
@@ -115,7 +116,9 @@ def main() -> None:
     parser.add_argument("--batches", default="1,8")
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--output", type=Path, default=RESULTS / "kernels-cpu.json")
+    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     where = environment()
     found = find()
     if found.kernels is None:
@@ -168,7 +171,11 @@ def main() -> None:
     write(
         options.output,
         benchmark="kernels.cpu",
-        arguments={"batches": options.batches, "rounds": options.rounds},
+        arguments={
+            "batches": options.batches,
+            "rounds": options.rounds,
+            "threads": options.threads,
+        },
         environment={**where, "instruction_set": found.kernels.instruction_set},
         results={"rows": rows},
         claims=judged,
