@@ -57,10 +57,10 @@ def overhead() -> str:
     spans = []
     for model in dict.fromkeys(model for model, _, _ in shown):
         costs = [ratio["adapted", key] for key in shown if key[0] == model]
-        spans.append(f"{min(costs):.2f} to {max(costs):.2f} times on {_MODELS[model]}")
+        spans.append(f"{min(costs):.2f} to {max(costs):.2f} on {_MODELS[model]}")
     return (
-        "A step of an adapted model takes as long as one of the frozen model "
-        f"{', '.join(spans)}, the update included.\n\n"
+        "A step of an adapted model over one of the frozen model, in time, the update included: "
+        f"{', '.join(spans)}.\n\n"
         + markdown(header, body)
         + f"\n\nMedians of interleaved ratios, update included, 224×224, eager fp32 on "
         f"{hardware['torch_threads']} threads of {_cpu(hardware['cpu'])}, PyTorch "
