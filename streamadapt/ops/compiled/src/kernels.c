@@ -15,8 +15,8 @@
 enum {
     CHUNK = 512,      /* elements of a plane that are added up in fp32 */
     ROUND = 128,      /* positions of which the same is done */
-    TILE_BYTES = 1 << 12,
-    LEAST_TILE = 4,   /* positions */
+    TILE_BYTES = 1 << 13,
+    LEAST_TILE = 8,   /* positions */
     PIECE = 4096,     /* elements in half precision that are widened at a time */
     PIECE_CHANNELS = 256,
 };
@@ -317,11 +317,22 @@ static void any_strips(const piece *t, int apply, int moments) {
     else strips(t, 1, 0, 0);
 }
 
-/* The mean of the first 16 positions of a frame, or the first one. */
+/* The mean of the first 16 positions of a frame, or the first one; added up by halves, so that equal
+ * values have exactly that mean. */
 static void centres(const sa_layer *layer, int64_t frame, float *centre) {
-    int64_t channels = layer->channels, begin = frame * layer->positions * channels;
+    int64_t channels = layer->channels, begin = frame * layer->positions * channels, c = 0;
     int64_t some = layer->positions < SA_LANES ? 1 : SA_LANES;
-    for (int64_t c = 0; c < channels; c++) {
+    if (layer->dtype == SA_FLOAT32) {
+        const float *x = (const float *)layer->x + begin;
+        for (; c + SA_LANES <= channels; c += SA_LANES) {
+            f16 part[SA_LANES];
+            for (int64_t p = 0; p < some; p++) part[p] = load(x + p * channels + c);
+            for (int64_t half = some / 2; half; half /= 2)
+                for (int64_t p = 0; p < half; p++) part[p] += part[p + half];
+            store(centre + c, part[0] * (1.0f / (float)some));
+        }
+    }
+    for (; c < channels; c++) {
         float part[SA_LANES];
         for (int64_t p = 0; p < some; p++) {
             if (layer->dtype == SA_FLOAT32)
@@ -331,7 +342,7 @@ static void centres(const sa_layer *layer, int64_t frame, float *centre) {
         }
         for (int64_t half = some / 2; half; half /= 2)
             for (int64_t p = 0; p < half; p++) part[p] += part[p + half];
-        centre[c] = part[0] / (float)some;
+        centre[c] = part[0] * (1.0f / (float)some);
     }
 }
 
