@@ -306,6 +306,7 @@ class AdaptationEngine:
                 self.head.disarm()
             self.tap.step = None
             self.tap.remapping = False
+            step.fused = None  # they know one another, and nobody else is to be asked to part them
 
     @contextmanager
     def _paused(self) -> Iterator[None]:
