@@ -147,6 +147,7 @@ class FusedTables:
             (None, None, -1, -1)
         ] * count
         self._room = torch.zeros(0, 4, self.padded)
+        self._distances, self._distances_at = np.empty(0), 0
 
     def begin(self, rows: int) -> None:
         """Look at the layers' weights, and make room for so many rows."""
@@ -184,6 +185,13 @@ class FusedTables:
         call.precision = place + 2 * self.padded * _BYTES
         call.centre = place + 3 * self.padded * _BYTES
         self.kernels.fill_tables(call)
+
+    def distances(self, items: int) -> tuple[np.ndarray[Any, np.dtype[np.float64]], int]:
+        """Room for a distance of each item, and its address; the same in every step."""
+        if len(self._distances) != items:
+            self._distances = np.empty(items, dtype=np.float64)
+            self._distances_at = self._distances.ctypes.data
+        return self._distances, self._distances_at
 
     def address(self, row: int) -> int:
         """Of a row: scale, shift, `1 / (variance + eps)`, mean, `[4, padded channels]` fp32."""
@@ -226,8 +234,6 @@ class FusedStep:
         self._threads = torch.get_num_threads()
         self._room: int | None = None
         self._var = 0
-        self._distances_at = 0
-        self._distances: np.ndarray[Any, np.dtype[np.float64]] | None = None
 
     def __call__(
         self,
@@ -313,13 +319,13 @@ class FusedStep:
     def _by_frame(self, index: int, plan: _Plan, rows: Tensor | None, *, measures: bool) -> None:
         """Moments first, for what they are normalised with depends on them."""
         step, call, items, own = self._step, plan.call, plan.items, self._own
+        tables = self._tables
         if measures and not self._now:
             assert own is not None
-            distances = self._room_for(items)
+            distances, call.distance = tables.distances(items)
             call.usual = usual = own.thresholds[index]
             call.row_precision = call.scale + 2 * self._shift
             call.row_mean = call.scale + 3 * self._shift
-            call.distance = self._distances_at
             far = self._run(plan.address)
             call.mean = call.distance = None
             if not far:
@@ -363,12 +369,6 @@ class FusedStep:
         """What moves inputs, and then normalises them with what the layer holds."""
         held_scale, held_shift = self._tables.of_layer(0, self._tables.layers[index].span)
         return scale * held_scale, torch.addcmul(held_shift, shift, held_scale)
-
-    def _room_for(self, items: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-        if self._distances is None or len(self._distances) != items:
-            self._distances = np.empty(items, dtype=np.float64)
-            self._distances_at = self._distances.ctypes.data
-        return self._distances
 
 
 def arm(

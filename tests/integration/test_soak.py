@@ -34,7 +34,7 @@ SMALLEST = 24  # bytes of the smallest object there is, a float
 
 
 def least_growth(step: Callable[[int], object]) -> int:
-    """Bytes of Python objects that the best of four stretches of `WINDOW` steps left behind.
+    """Bytes of Python objects that the best of eight stretches of `WINDOW` steps left behind.
 
     What leaks grows in every stretch. Blocks that are kept for reuse also count as growth, but
     less and less of them.
@@ -42,7 +42,7 @@ def least_growth(step: Callable[[int], object]) -> int:
     sizes = []
     tracemalloc.start()
     try:
-        for index in range(5 * WINDOW):
+        for index in range(9 * WINDOW):
             step(index)
             if index % WINDOW == WINDOW - 1:
                 gc.collect()
