@@ -239,7 +239,7 @@ def _trace(
     traced = fx.GraphModule(owner, graph)
     plain = traced.forward  # compiled already: what is done to the graph below is not in it
     chains, watched = _fuse(traced, index, fused)
-    if not any(chain.adds or chain.in_place or chain.high > 0 for chain in chains):
+    if not any(chain.adds or chain.in_place or chain.low > -math.inf for chain in chains):
         return "does nothing with it that can be taken along"
     graph.lint()
     inside = [owner, *_sequences(owner)]

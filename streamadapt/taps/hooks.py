@@ -34,15 +34,35 @@ _library.define("observe_(Tensor x, Tensor(a!) token, int tap, int layer) -> ()"
 _library.define("remap_(Tensor x, Tensor(a!) token, int tap, int layer) -> (Tensor, Tensor)")
 
 
-class LayerTap:
-    """Stands in for one layer's `forward`: shows the input to the armed step, then runs it."""
+class ForwardTap:
+    """Stands in for a module's `forward`, on the instance.
+
+    Args:
+        module: whose.
+    """
 
     is_streamadapt_tap = True
 
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., Tensor]:
+        """A copied model runs its own module and knows nothing of the tap."""
+        twin = memo.get(id(self.module), self.module)
+        return types.MethodType(type(self.module).forward, twin)
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[nn.Module, str]]:
+        """As for copies: while a pickle is loaded, the instance has only its class's `forward`."""
+        return getattr, (self.module, "forward")
+
+
+class LayerTap(ForwardTap):
+    """Stands in for one layer's `forward`: shows the input to the armed step, then runs it."""
+
     def __init__(self, tap: ModelTap, index: int, module: nn.Module) -> None:
+        super().__init__(module)
         self.tap = tap
         self.index = index
-        self.module = module
         self.replaced: Callable[..., Tensor] | None = module.__dict__.get("forward")
         self.original: Callable[..., Tensor] = module.forward
 
@@ -68,15 +88,6 @@ class LayerTap:
                 if coefficients is not None:
                     x = move(x, *coefficients)
         return self.original(x, *args, **kwargs)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., Tensor]:
-        """A copied model runs its own layer and knows nothing of the tap."""
-        twin = memo.get(id(self.module), self.module)
-        return types.MethodType(type(self.module).forward, twin)
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[nn.Module, str]]:
-        """As for copies: while a pickle is loaded, the instance has only its class's `forward`."""
-        return getattr, (self.module, "forward")
 
 
 class ModelTap:

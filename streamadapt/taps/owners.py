@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from threading import get_ident
@@ -13,18 +12,16 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from streamadapt.taps.chains import Chain, Traced, trace_chains
-from streamadapt.taps.hooks import ModelTap
+from streamadapt.taps.hooks import ForwardTap, ModelTap
 from streamadapt.taps.inventory import AdaptableLayer
 
 
-class OwnerTap:
+class OwnerTap(ForwardTap):
     """Stands in for the `forward` of a module that calls BatchNorms.
 
     The first time, its own `forward` runs, and what was traced after it on the same input: only
     where both give the same, to the bit, it is used from then on.
     """
-
-    is_streamadapt_tap = True
 
     def __init__(
         self,
@@ -32,8 +29,8 @@ class OwnerTap:
         traced: Traced,
         paused: Callable[[], AbstractContextManager[None]],
     ) -> None:
+        super().__init__(traced.owner)
         self.tap, self.traced, self._paused = tap, traced, paused
-        self.owner = traced.owner
         self.proven: bool | None = None
         self.original: Callable[..., Any] = traced.owner.forward
 
@@ -55,7 +52,7 @@ class OwnerTap:
             return self.original(*args, **kwargs)
         if self.proven is None:
             # Whoever listens inside must not hear the same frames several times.
-            return self.original(*args) if _has_hooks(self.owner) else self._prove(*args)
+            return self.original(*args) if _has_hooks(self.module) else self._prove(*args)
         return self.traced.run(*args)
 
     def _prove(self, *args: Tensor) -> Any:
@@ -69,15 +66,6 @@ class OwnerTap:
             except Exception:  # of the trace; the module's own would have raised above
                 self.proven = False
         return output
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., Any]:
-        """A copied model runs its own module and knows nothing of the tap."""
-        twin = memo.get(id(self.owner), self.owner)
-        return types.MethodType(type(self.owner).forward, twin)
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[nn.Module, str]]:
-        """As for copies: while a pickle is loaded, the instance has only its class's `forward`."""
-        return getattr, (self.owner, "forward")
 
 
 class OwnerTaps:
@@ -108,19 +96,19 @@ class OwnerTaps:
     def install(self) -> None:
         """Put them in place."""
         for one in self.taps:
-            one.owner.__dict__["forward"] = one
+            one.module.__dict__["forward"] = one
             one.traced.installed()
 
     def remove(self) -> None:
         """Leave every module as it was before `install`."""
         for one in self.taps:
-            if one.owner.__dict__.get("forward") is one:
-                del one.owner.__dict__["forward"]
+            if one.module.__dict__.get("forward") is one:
+                del one.module.__dict__["forward"]
 
     def strip(self, memo: dict[int, Any]) -> None:
         """Take what is left of them off the copies of their modules."""
         for one in self.taps:
-            memo[id(one.owner)].__dict__.pop("forward", None)
+            memo[id(one.module)].__dict__.pop("forward", None)
 
     def manners(self) -> dict[int, str]:
         """What is done in one pass, by the index of the layer, or why nothing is taken along."""

@@ -155,7 +155,12 @@ class HoldsTensor(Block):
         return self.act(self.bn(self.conv(x))) * self.bn.weight.sum()
 
 
-@pytest.mark.parametrize("kind", [Remembers, Collects, Branches, Optional, HoldsTensor])
+class Alone(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(self.bn(self.conv(x) * 2))
+
+
+@pytest.mark.parametrize("kind", [Alone, Remembers, Collects, Branches, Optional, HoldsTensor])
 def test_what_cannot_be_traced_runs_as_it_is(kind: type[Block]) -> None:
     model = randomise(kind())
     attributes = dict(vars(model))
@@ -310,6 +315,7 @@ def test_why_a_layer_is_alone_is_said() -> None:
         Branches: "cannot be traced: TraceError: symbolically traced variables",
         Optional: "takes optional or named arguments",
         HoldsTensor: "uses tensors that it holds itself",
+        Alone: "does nothing with it that can be taken along",
     }
     for kind, reason in reasons.items():
         (tap,) = taps_of(randomise(kind()))
