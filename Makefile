@@ -31,13 +31,14 @@ help:
 	@echo 'make check   format, lint, types and the fast tests'
 	@echo 'make bench   the benchmarks; tables on stdout, JSON in benchmarks/results/'
 	@echo 'make lab     every method on every stream, and the paper: hours (WORLDS=digits: less)'
-	@echo 'make gpu     kernel tests and overhead on a GPU, with the PyTorch that PYTHON has'
+	@echo 'make gpu     kernel tests and benchmarks on a GPU, with the PyTorch that PYTHON has'
 	@echo 'make clean   removes caches and build outputs; $(VENV) stays'
 	@echo
 	@echo 'Variables: PYTHON (now $(PYTHON))   the interpreter, 3.11 or newer'
 	@echo '           VENV=$(VENV)   where the virtual environment is made'
 	@echo '           TORCH_INDEX_URL=URL   where PyTorch comes from, for example a CPU-only index'
-	@echo '           ARGS, PYTEST_ARGS   passed to the demo, to pytest'
+	@echo '           ARGS, PYTEST_ARGS   passed to the demo and to the overhead benchmark, to pytest'
+	@echo '           GPU_MINUTES=$(GPU_MINUTES)   what the overhead benchmark of make gpu may take'
 
 demo: $(DEMO_STAMP)
 	$(VENV)/bin/streamadapt demo $(ARGS)
@@ -93,6 +94,9 @@ lab: $(DEV_STAMP)
 	done
 	$(VENV)/bin/python -m benchmarks.publish
 
+# Minutes that the overhead benchmark has; kernel tests and benchmarks come before it.
+GPU_MINUTES ?= 5
+# Every part runs, whatever became of those before it; the exit status is 1 if any failed.
 gpu:
 	@$(PYTHON) -c 'import torch' 2>/dev/null || { \
 		echo 'make gpu: $(PYTHON) has no PyTorch. Choose an interpreter that has: make gpu PYTHON=...' >&2; \
@@ -100,8 +104,18 @@ gpu:
 	@$(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { \
 		echo 'make gpu: the PyTorch of $(PYTHON) sees no CUDA device (torch.cuda.is_available() is False).' >&2; \
 		exit 1; }
-	PYTHONPATH=. $(PYTHON) -m pytest tests/kernels -q $(PYTEST_ARGS)
-	PYTHONPATH=. $(PYTHON) -m benchmarks.overhead --device cuda --output benchmarks/results/overhead-gpu.json
+	@export PYTHONPATH=. PYTHONUNBUFFERED=1; failed=; \
+	part() { echo "== $$*"; "$$@" || failed="$$failed\nmake gpu: failed: $$*"; }; \
+	if $(PYTHON) -c 'import pytest' 2>/dev/null; then \
+		part $(PYTHON) -m pytest tests/kernels -q $(PYTEST_ARGS); \
+	else \
+		failed="\nmake gpu: $(PYTHON) has no pytest, so that the kernel tests did not run. Install it (pip install pytest), or take another PYTHON."; \
+	fi; \
+	for name in $(basename $(notdir $(wildcard benchmarks/kernels/*gpu.py))); do \
+		part $(PYTHON) -m benchmarks.kernels.$$name; \
+	done; \
+	part $(PYTHON) -m benchmarks.overhead --device cuda --minutes $(GPU_MINUTES) $(ARGS); \
+	[ -z "$$failed" ] || { printf "$$failed\n" >&2; exit 1; }
 
 # For scripts: the interpreter that the other targets would use.
 interpreter:

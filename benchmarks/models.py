@@ -3,6 +3,7 @@
 Written from the papers, with the parameter names of the published weights, so that those load
 strictly: CIFAR ResNets (He et al. 2015, arXiv 1512.03385, section 4.2), ImageNet ResNets (the same,
 section 4.1, stride in the 3×3 convolution), MobileNetV2 (Sandler et al. 2018, arXiv 1801.04381).
+The U-Net (Ronneberger et al. 2015, arXiv 1505.04597) is smaller than the paper's and has BatchNorm.
 
 The data is not part of the project: `data_dir` says where it is looked for.
 """
@@ -10,6 +11,7 @@ The data is not part of the project: `data_dir` says where it is looked for.
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -208,6 +210,48 @@ class MobileNetV2(nn.Module):
         return self.classifier(self.features(x).mean((2, 3)))
 
 
+def _conv_bn_relu(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
+    conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+
+
+def _twice(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(_conv_bn_relu(inputs, outputs, 3), _conv_bn_relu(outputs, outputs, 3))
+
+
+class UNet(nn.Module):
+    """A U-Net for segmentation: six scales, a skip concatenated at each, 27 BatchNorm layers.
+
+    Unlike the paper's it has padding and BatchNorm, is a quarter as wide with one scale more, and
+    enlarges by repeating pixels, after a 1×1 convolution that halves the channels.
+    """
+
+    _WIDTHS = (16, 32, 64, 128, 256, 512)
+
+    def __init__(self, classes: int = 21) -> None:
+        super().__init__()
+        inputs = (3, *self._WIDTHS)
+        self.down = nn.ModuleList(_twice(a, b) for a, b in pairwise(inputs))
+        upwards = list(pairwise(reversed(self._WIDTHS)))
+        self.narrow = nn.ModuleList(_conv_bn_relu(a, b, 1) for a, b in upwards)
+        self.up = nn.ModuleList(_twice(2 * b, b) for _, b in upwards)
+        self.head = nn.Conv2d(self._WIDTHS[0], classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits `[N, classes, H, W]` of images `[N, 3, H, W]`; `H` and `W` divide by 32."""
+        skips: list[Tensor] = []
+        for k, stage in enumerate(self.down):
+            if k > 0:
+                x = F.max_pool2d(x, 2)
+            x = stage(x)
+            skips.append(x)
+        skips.pop()
+        for narrow, stage in zip(self.narrow, self.up, strict=True):
+            x = F.interpolate(narrow(x), scale_factor=2.0, mode="nearest")
+            x = stage(torch.cat((skips.pop(), x), dim=1))
+        return self.head(x)
+
+
 def cifar_resnet(depth: int) -> CifarResNet:
     """CIFAR ResNet of 20, 56, ... layers with random weights, in evaluation mode."""
     return CifarResNet(depth).eval()
@@ -226,6 +270,11 @@ def resnet18() -> ResNet:
 def resnet50() -> ResNet:
     """ResNet-50 with random weights, in evaluation mode: 53 BatchNorm layers, 26,560 channels."""
     return ResNet(Bottleneck, (3, 4, 6, 3)).eval()
+
+
+def unet() -> UNet:
+    """A U-Net of 21 classes with random weights, in evaluation mode: 7.3 M parameters."""
+    return UNet().eval()
 
 
 def data_dir() -> Path:

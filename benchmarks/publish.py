@@ -17,6 +17,7 @@ from benchmarks.adaptation import tables as adaptation
 from benchmarks.detection import tables as detection
 from benchmarks.guard import tables as guard
 from benchmarks.lab import tables
+from benchmarks.overhead import tables as overhead
 from benchmarks.paper import document
 from benchmarks.record import RESULTS, markdown
 
@@ -33,41 +34,6 @@ DOCUMENTS = (
     "docs/when-adaptation-hurts.md",
 )
 _LAYOUTS = ("NCHW", "NHWC")
-
-
-def overhead() -> str:
-    """Ratios of the step time to the frozen model's."""
-    content = _load("overhead-cpu.json")
-    rows = [row for row in content["results"]["rows"] if row["dtype"] == "float32"]
-    columns = sorted({(row["model"], row["batch"]) for row in rows}, reverse=True)
-    columns = [(model, batch, layout) for model, batch in columns for layout in _LAYOUTS]
-    shown = [
-        key
-        for key in columns
-        if any((row["model"], row["batch"], row["layout"]) == key for row in rows)
-    ]
-    ratio = {
-        (row["variant"], (row["model"], row["batch"], row["layout"])): row["ratio"]["median"]
-        for row in rows
-    }
-    variants = list(dict.fromkeys(row["variant"] for row in rows))
-    header = ["step time over frozen", *(f"{_MODELS[m]}, {b}, {lay}" for m, b, lay in shown)]
-    body = [[variant, *(f"{ratio[variant, key]:.2f}" for key in shown)] for variant in variants]
-    hardware = content["hardware"]
-    spans = []
-    for model in dict.fromkeys(model for model, _, _ in shown):
-        costs = [ratio["adapted", key] for key in shown if key[0] == model]
-        spans.append(f"{min(costs):.2f} to {max(costs):.2f} on {_MODELS[model]}")
-    return (
-        "A step of an adapted model over one of the frozen model, in time, the update included: "
-        f"{', '.join(spans)}.\n\n"
-        + markdown(header, body)
-        + f"\n\nMedians of interleaved ratios, update included, 224×224, eager fp32 on "
-        f"{hardware['torch_threads']} threads of {_cpu(hardware['cpu'])}, PyTorch "
-        f"{_version(content)}; columns are network, batch size and memory layout. "
-        "The A/A row is the noise floor. Adapted is the default as it comes, at rest, with "
-        "compiled kernels where nothing else is said. No GPU has been measured yet."
-    )
 
 
 def kernels() -> str:
@@ -140,7 +106,7 @@ def journal() -> str:
 
 
 SECTIONS = {
-    "overhead": overhead,
+    "overhead": overhead.overhead,
     "kernels": kernels,
     "journal": journal,
     "severities": severities,
@@ -150,7 +116,6 @@ SECTIONS = {
     **tables.SECTIONS,
     **document.SECTIONS,
 }
-_MODELS = {"resnet18": "ResNet-18", "mobilenet_v2": "MobileNetV2", "resnet50": "ResNet-50"}
 
 
 def publish(text: str) -> str:
@@ -171,10 +136,6 @@ def _load(name: str) -> dict[str, Any]:
 
 def _cpu(name: str) -> str:
     return re.sub(r"\((R|TM)\)|Processor|CPU", "", name).strip() or "a CPU"
-
-
-def _version(content: dict[str, Any]) -> str:
-    return str(content["versions"]["torch"]).partition("+")[0]
 
 
 def main() -> int:

@@ -222,7 +222,10 @@ def _cpu_model() -> str:
 
 
 def _commit() -> dict[str, Any]:
-    """The commit checked out, and whether files that are under version control differ from it."""
+    """The commit checked out, and whether files under version control differ from it.
+
+    Results are left out: what the benchmark before this one wrote changes nothing here.
+    """
     root = Path(__file__).resolve().parent.parent
 
     def git(*arguments: str) -> str:
@@ -232,7 +235,12 @@ def _commit() -> dict[str, Any]:
     try:
         return {
             "hash": git("rev-parse", "HEAD"),
-            "changed": bool(git("status", "--porcelain", "--untracked-files=no")),
+            "changed": bool(
+                git(
+                    *("status", "--porcelain", "--untracked-files=no", "--"),
+                    *(".", ":(exclude)benchmarks/results"),
+                )
+            ),
         }
     except (OSError, subprocess.CalledProcessError):
         return {"hash": None, "changed": None}

@@ -1,0 +1,1 @@
+"""What adaptation costs, beside every way of deploying the frozen model."""

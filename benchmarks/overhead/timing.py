@@ -1,0 +1,241 @@
+"""Variants timed in turn, each between two steps of the frozen model."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.overhead.baselines import eager, warm
+from benchmarks.overhead.configurations import (
+    Configuration,
+    Forward,
+    NotAvailableError,
+    Setting,
+    Variant,
+    set_up,
+)
+from benchmarks.overhead.variants import AGAIN, ONE_STREAM
+from benchmarks.record import paired_ratios
+
+LEAST_ROUNDS = 5
+REFERENCE = "frozen, eager"
+
+
+class Timer:
+    """Seconds of each step of a burst, on the CPU by the wall clock, on CUDA by device events."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self.burst = 4 if self._cuda else 1
+
+    def __call__(self, forward: Forward, batches: Sequence[Tensor]) -> list[float]:
+        """Run one burst."""
+        if not self._cuda:
+            start = time.perf_counter()
+            forward(batches[0])
+            return [time.perf_counter() - start]
+        torch.cuda.synchronize()
+        marks = []
+        forward(batches[0])  # not counted: it fills the queue
+        for index in range(self.burst + 1):
+            mark = torch.cuda.Event(enable_timing=True)
+            mark.record()
+            marks.append(mark)
+            if index < self.burst:
+                forward(batches[index % len(batches)])
+        torch.cuda.synchronize()
+        return [earlier.elapsed_time(later) / 1000 for earlier, later in pairwise(marks)]
+
+
+class Budget:
+    """Time that a run has, and what building took so far.
+
+    Args:
+        minutes: None: as much as it takes.
+    """
+
+    def __init__(self, minutes: float | None) -> None:
+        self._end = None if minutes is None else time.monotonic() + 60 * minutes
+        self._took: dict[str, float] = {}
+
+    def spent(self) -> bool:
+        """Whether it is used up."""
+        return self._end is not None and time.monotonic() >= self._end
+
+    def has_room(self, name: str, variant: Variant) -> bool:
+        """Whether a variant can still be built, going by what it took before."""
+        if self._end is None:
+            return True
+        needed = self._took.get(name, variant.costly_seconds)
+        return time.monotonic() + needed < self._end
+
+    def took(self, name: str, seconds: float) -> None:
+        """What building a variant took; the longest time counts."""
+        self._took[name] = max(seconds, self._took.get(name, 0.0))
+
+
+def measure(
+    configuration: Configuration,
+    chosen: Mapping[str, Variant],
+    *,
+    device: torch.device,
+    rounds: int,
+    budget: Budget,
+    left_out: Mapping[str, str] | None = None,
+) -> list[dict[str, Any]]:
+    """Every variant in one configuration, interleaved.
+
+    Args:
+        configuration: what to measure.
+        chosen: the variants, by name.
+        device: where.
+        rounds: how often each variant runs; fewer where the budget ends before.
+        budget: of time.
+        left_out: variants that are not to be built, and why.
+
+    Returns:
+        A row of plain values for each variant, with `not_available` instead of times where it
+        could not be built. `failed` is true where that was not to be expected.
+    """
+    with ExitStack() as stack:
+        base, setting = set_up(configuration, device, stack)
+        stack.enter_context(torch.inference_mode())
+        reference = eager(_copy(base), setting)
+        built, missing = _build(base, setting, chosen, budget, left_out or {})
+        gc.collect()
+        seconds, before, after = _rounds(reference, built, setting, rounds, budget)
+        phases = {name: getattr(forward, "phases", dict)() for name, forward in built.items()}
+    rows = []
+    for name, variant in chosen.items():
+        row: dict[str, Any] = {**asdict(configuration), "variant": name, "kind": variant.kind}
+        if name in missing:
+            rows.append({**row, **missing[name]})
+            continue
+        means = [np.mean(one) for one in seconds[name]]
+        row["ratio"] = asdict(paired_ratios(means, before[name], after[name]))
+        row["step_seconds"] = {
+            "p50": float(np.quantile(seconds[name], 0.5)),
+            "p99": float(np.quantile(seconds[name], 0.99)),
+            "steps": int(np.size(seconds[name])),
+        }
+        if phases[name]:
+            row["phases"] = phases[name]
+        rows.append(row)
+    relative = {
+        name: np.array([np.mean(one) for one in seconds[name]])
+        / ((np.array(before[name]) + np.array(after[name])) / 2)
+        for name in built
+    }
+    compare(rows, relative)
+    return rows
+
+
+def compare(rows: Sequence[dict[str, Any]], relative: Mapping[str, Any]) -> None:
+    """Add to rows how they compare with the fastest frozen deployment, and with one stream.
+
+    Round by round: what is compared are times over those of the frozen model just before and
+    after, so that neither a slow minute nor another order of the variants is part of it.
+
+    Args:
+        rows: of one configuration; `over_best_frozen` and `over_one_stream` are added to them.
+        relative: time over the reference's in each round, `[rounds]`, by variant.
+    """
+    frozen = {
+        row["variant"]: float(np.median(relative[row["variant"]]))
+        for row in rows
+        if row["kind"] == "frozen" and row["variant"] in relative and row["variant"] != AGAIN
+    }
+    best = min(frozen, key=lambda name: frozen[name], default=None)
+    if best is None or frozen[best] > 1.0:
+        best = None  # the reference itself
+    for row in rows:
+        mine = relative.get(row["variant"])
+        if mine is None:
+            continue
+        theirs = np.ones_like(mine) if best is None else relative[best]
+        row["over_best_frozen"] = {"variant": best or REFERENCE, **_spread(mine / theirs)}
+        one = relative.get(ONE_STREAM.get(row["variant"], ""))
+        if one is not None:
+            row["over_one_stream"] = _spread(mine / one)
+
+
+def _spread(ratios: Any) -> dict[str, Any]:
+    ones = np.ones(len(ratios))
+    return asdict(paired_ratios(ratios, ones, ones))
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """One whose parameters can be trained: copies made in inference mode cannot."""
+    with torch.inference_mode(False):
+        return copy.deepcopy(model)
+
+
+def _build(
+    base: nn.Module,
+    setting: Setting,
+    chosen: Mapping[str, Variant],
+    budget: Budget,
+    left_out: Mapping[str, str],
+) -> tuple[dict[str, Forward], dict[str, dict[str, Any]]]:
+    """Forwards, and what is said of the variants that have none."""
+    built: dict[str, Forward] = {}
+    missing: dict[str, dict[str, Any]] = {}
+    for name, variant in chosen.items():
+        if name in left_out:
+            missing[name] = {"not_available": left_out[name]}
+            continue
+        if not budget.has_room(name, variant):
+            missing[name] = {"not_available": "no time left"}
+            continue
+        started = time.monotonic()
+        try:
+            built[name] = variant.build(_copy(base), setting)
+        except NotAvailableError as error:
+            missing[name] = {"not_available": str(error)}
+        except Exception as error:
+            # The others' numbers are worth having; the run's exit status tells.
+            (line, *_) = (str(error) or "no message").splitlines()
+            missing[name] = {"not_available": f"{type(error).__name__}: {line}", "failed": True}
+        budget.took(name, time.monotonic() - started)
+    return built, missing
+
+
+def _rounds(
+    reference: Forward,
+    built: Mapping[str, Forward],
+    setting: Setting,
+    rounds: int,
+    budget: Budget,
+) -> tuple[dict[str, list[list[float]]], dict[str, list[float]], dict[str, list[float]]]:
+    """Seconds of every variant's steps, and of the reference before and after them."""
+    timer = Timer(setting.device)
+    seconds: dict[str, list[list[float]]] = {name: [] for name in built}
+    before: dict[str, list[float]] = {name: [] for name in built}
+    after: dict[str, list[float]] = {name: [] for name in built}
+    names = list(built)
+    for forward in (reference, *built.values()):
+        warm(forward, setting)
+    for index in range(rounds):
+        if index >= LEAST_ROUNDS and budget.spent():
+            break
+        # Another order every round: no variant always inherits the same caches.
+        shift = index % max(1, len(names))
+        start = index % len(setting.batches)
+        inputs = setting.batches[start:] + setting.batches[:start]
+        last = float(np.mean(timer(reference, inputs)))
+        for name in names[shift:] + names[:shift]:
+            before[name].append(last)
+            seconds[name].append(timer(built[name], inputs))
+            last = float(np.mean(timer(reference, inputs)))
+            after[name].append(last)
+    return seconds, before, after
