@@ -2,6 +2,8 @@
 
 VENV ?= .venv
 PYTEST_ARGS ?=
+# What the overhead benchmark of `make gpu` has; kernel tests and benchmarks come before it.
+GPU_MINUTES ?= 5
 ARGS ?=
 # Another index for PyTorch alone, for example
 # make demo TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
@@ -94,8 +96,6 @@ lab: $(DEV_STAMP)
 	done
 	$(VENV)/bin/python -m benchmarks.publish
 
-# Minutes that the overhead benchmark has; kernel tests and benchmarks come before it.
-GPU_MINUTES ?= 5
 # Every part runs, whatever became of those before it; the exit status is 1 if any failed.
 gpu:
 	@$(PYTHON) -c 'import torch' 2>/dev/null || { \
@@ -115,7 +115,7 @@ gpu:
 		part $(PYTHON) -m benchmarks.kernels.$$name; \
 	done; \
 	part $(PYTHON) -m benchmarks.overhead --device cuda --minutes $(GPU_MINUTES) $(ARGS); \
-	[ -z "$$failed" ] || { printf "$$failed\n" >&2; exit 1; }
+	[ -z "$$failed" ] || { printf "%b\n" "$$failed" >&2; exit 1; }
 
 # For scripts: the interpreter that the other targets would use.
 interpreter:
