@@ -40,13 +40,16 @@ DEFAULTS: dict[str, dict[str, str]] = {
         "batches": "1,8",
         "layouts": "NCHW,NHWC",
         "dtypes": "float32",
+        "rounds": "20",
     },
-    # What matters most first, because time may be limited.
+    # What matters most first, because time may be limited; but at batch 32 something is built that
+    # may use up what is left.
     "cuda": {
         "models": "resnet50,resnet18,unet,mobilenet_v2",
-        "batches": "32,64,8,1",
+        "batches": "64,8,1,32",
         "layouts": "NHWC",
         "dtypes": "float16",
+        "rounds": "12",  # device time scatters less
     },
 }
 
@@ -65,7 +68,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     add("--layouts", help="NCHW, NHWC, or both with a comma")
     add("--dtypes", help="float32, float16, or both with a comma")
     add("--variants", help="names in full, with semicolons; all by default")
-    add("--rounds", type=int, default=20, help="how often each variant runs")
+    add("--rounds", help="how often each variant runs")
     add("--minutes", type=float, help="stop when they are used up, and say what was left out")
     add(
         "--autotune-batches",
@@ -82,6 +85,9 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     for name, value in DEFAULTS[options.device].items():
         if getattr(options, name) is None:
             setattr(options, name, value)
+    options.rounds = int(options.rounds)
+    if options.quick:
+        options.rounds = min(options.rounds, QUICK_ROUNDS)
     known = variants(torch.device(options.device))
     chosen = list(known) if options.variants is None else options.variants.split(";")
     unknown = [name for name in chosen if name not in known]
@@ -136,6 +142,9 @@ class Run:
         """Peak memory of a configuration."""
         print(f"\n{tables.printed_memory(rows)}", flush=True)
         self._memory = parts.merged(self._memory, rows)
+        done = {f"peak memory of {row['model']}" for row in rows}
+        self._left_out = [one for one in self._left_out if one not in done]
+        self.failed += [f"peak memory: {row['variant']}" for row in rows if row.get("failed")]
         self.write()
 
     def leave_out(self, name: str) -> None:
@@ -186,7 +195,7 @@ def _measure_times(run: Run, options: argparse.Namespace, budget: Budget) -> Non
             configuration,
             options.chosen,
             device=torch.device(options.device),
-            rounds=min(options.rounds, QUICK_ROUNDS) if options.quick else options.rounds,
+            rounds=options.rounds,
             budget=budget,
             left_out=left_out,
         )

@@ -20,6 +20,14 @@ class NotAvailableError(RuntimeError):
     """A variant cannot be built here; says why."""
 
 
+def reason(error: Exception) -> dict[str, Any]:
+    """What a row has in place of a measurement; `failed` where that was not to be expected."""
+    if isinstance(error, NotAvailableError):
+        return {"not_available": str(error)}
+    (line, *_) = (str(error) or "no message").splitlines()
+    return {"not_available": f"{type(error).__name__}: {line}", "failed": True}
+
+
 @dataclass(frozen=True)
 class Configuration:
     """A network on batches of one shape, layout and dtype."""

@@ -21,7 +21,12 @@ from typing import Any
 import torch
 
 from benchmarks.overhead.baselines import eager, warm
-from benchmarks.overhead.configurations import Configuration, NotAvailableError, set_up
+from benchmarks.overhead.configurations import (
+    Configuration,
+    NotAvailableError,
+    reason,
+    set_up,
+)
 from benchmarks.overhead.timing import REFERENCE
 from benchmarks.overhead.variants import ADAPTED, GRAPH, WITHOUT_KERNELS, variants
 
@@ -48,8 +53,8 @@ def measure(
                 row["peak_bytes"] = peak_bytes(configuration, name, device=device)
             else:
                 row["peak_bytes"] = _in_a_process(configuration, name)
-        except NotAvailableError as error:
-            row["not_available"] = str(error)
+        except Exception as error:
+            row |= reason(error)
         rows.append(row)
     frozen = rows[0].get("peak_bytes") if rows and rows[0]["variant"] == REFERENCE else None
     for row in rows:
@@ -104,7 +109,7 @@ def _in_a_process(configuration: Configuration, name: str) -> int:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         (*_, last) = done.stderr.strip().splitlines() or ["no message"]
-        raise NotAvailableError(f"its process ended with status {done.returncode}: {last}")
+        raise RuntimeError(f"its process ended with status {done.returncode}: {last}")
     return int(json.loads(done.stdout.splitlines()[-1])["peak_bytes"])
 
 

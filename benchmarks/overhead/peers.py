@@ -21,21 +21,8 @@ def train_mode(model: nn.Module, setting: Setting) -> Forward:
     return warm(model, setting)
 
 
-def var_mean_hooks(model: nn.Module, setting: Setting) -> Forward:
-    """Hooks as they are written by hand: `torch.var_mean` of each input, two `lerp_`."""
-
-    def hook(norm: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
-        var, mean = torch.var_mean(inputs[0], dim=(0, 2, 3), correction=0)
-        norm.running_mean.lerp_(mean, MOMENTUM)
-        norm.running_var.lerp_(var, MOMENTUM)
-
-    for norm in norms(model):
-        norm.register_forward_pre_hook(hook)
-    return warm(model, setting)
-
-
 def update_stats_hooks(model: nn.Module, setting: Setting) -> Forward:
-    """The fastest such hook: the ATen kernel that BatchNorm itself takes its moments with."""
+    """Hooks with the fastest there is: the ATen kernel that BatchNorm itself takes moments with."""
 
     def hook(norm: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
         torch.ops.aten.batch_norm_update_stats(

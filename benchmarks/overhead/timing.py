@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import gc
+import signal
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
@@ -22,6 +23,7 @@ from benchmarks.overhead.configurations import (
     NotAvailableError,
     Setting,
     Variant,
+    reason,
     set_up,
 )
 from benchmarks.overhead.variants import AGAIN, ONE_STREAM
@@ -57,6 +59,10 @@ class Timer:
         return [earlier.elapsed_time(later) / 1000 for earlier, later in pairwise(marks)]
 
 
+class _TimeUpError(BaseException):
+    """Not an `Exception`: compilers try kernels out, and go on when one raises."""
+
+
 class Budget:
     """Time that a run has, and what building took so far.
 
@@ -78,6 +84,31 @@ class Budget:
             return True
         needed = self._took.get(name, variant.costly_seconds)
         return time.monotonic() + needed < self._end
+
+    @contextmanager
+    def limit(self, variant: Variant) -> Iterator[None]:
+        """Stops a costly build when the time is used up: some compilers take as long as they like.
+
+        Raises:
+            NotAvailableError: it was stopped.
+        """
+        if self._end is None or not variant.costly_seconds or not hasattr(signal, "setitimer"):
+            yield
+            return
+
+        def stop(*_: Any) -> None:
+            raise _TimeUpError
+
+        before = signal.signal(signal.SIGALRM, stop)
+        try:
+            # Again and again, in case something on the way holds it up.
+            signal.setitimer(signal.ITIMER_REAL, max(0.01, self._end - time.monotonic()), 5.0)
+            yield
+        except _TimeUpError:
+            raise NotAvailableError("building it took longer than there was time") from None
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
 
     def took(self, name: str, seconds: float) -> None:
         """What building a variant took; the longest time counts."""
@@ -199,13 +230,11 @@ def _build(
             continue
         started = time.monotonic()
         try:
-            built[name] = variant.build(_copy(base), setting)
-        except NotAvailableError as error:
-            missing[name] = {"not_available": str(error)}
+            with budget.limit(variant):
+                built[name] = variant.build(_copy(base), setting)
         except Exception as error:
             # The others' numbers are worth having; the run's exit status tells.
-            (line, *_) = (str(error) or "no message").splitlines()
-            missing[name] = {"not_available": f"{type(error).__name__}: {line}", "failed": True}
+            missing[name] = reason(error)
         budget.took(name, time.monotonic() - started)
     return built, missing
 

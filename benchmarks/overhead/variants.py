@@ -38,7 +38,6 @@ def variants(device: torch.device) -> dict[str, Variant]:
         MANY: _adapted(partial(adapted, streams=STREAMS)),
         WITHOUT_KERNELS: _adapted(partial(adapted, backend="hooks")),
         "train-mode BN": _peer(peers.train_mode),
-        "hooks, var_mean": _peer(peers.var_mean_hooks),
         "hooks, update_stats": _peer(peers.update_stats_hooks),
         "Tent step": _peer(peers.tent),
     }

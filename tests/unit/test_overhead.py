@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +135,26 @@ def test_a_budget_that_is_used_up_leaves_few_rounds(tiny: Configuration) -> None
     assert Budget(0.0).spent() and not Budget(None).spent()
 
 
+def test_a_build_that_outlasts_the_budget_is_stopped(tiny: Configuration) -> None:
+    def endless(model: nn.Module, setting: Setting) -> Any:
+        while True:
+            try:
+                time.sleep(0.01)
+            except Exception:
+                continue
+
+    def eager(model: nn.Module, setting: Setting) -> Any:
+        return model
+
+    chosen = {AGAIN: Variant(eager, "frozen"), "endless": Variant(endless, "frozen", 1e-3)}
+    before = signal.getsignal(signal.SIGALRM)
+    rows = measure(tiny, chosen, device=torch.device("cpu"), rounds=50, budget=Budget(0.01))
+    assert "longer than there was time" in rows[1]["not_available"] and "failed" not in rows[1]
+    assert rows[0]["ratio"]["pairs"] == 5
+    assert signal.getsignal(signal.SIGALRM) == before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
 def test_folding_changes_no_answer(tiny: Configuration) -> None:
     from contextlib import ExitStack
 
@@ -229,7 +251,8 @@ def test_arguments_name_the_device_s_set_and_its_file() -> None:
     assert options.output.name == "overhead-gpu.json"
     assert list(options.chosen) == [AGAIN, GRAPH]
     shown = [str(one) for one in command.configurations(options)]
-    assert shown[0] == "resnet50, batch 32, NHWC, float16" and len(shown) == 16
+    assert shown[0] == "resnet50, batch 64, NHWC, float16" and len(shown) == 16
+    assert options.rounds == 12
     assert command.arguments(["--quick"]).output is None
     with pytest.raises(SystemExit):
         command.arguments(["--variants", "no such"])
