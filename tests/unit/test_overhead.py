@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import math
 import signal
+import sys
 import time
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,11 @@ import pytest
 import torch
 from torch import nn
 
+import streamadapt as sa
 from benchmarks import models
 from benchmarks.overhead import __main__ as command
-from benchmarks.overhead import parts, tables
+from benchmarks.overhead import memory, parts, tables
+from benchmarks.overhead.adapting import Cameras
 from benchmarks.overhead.baselines import folded
 from benchmarks.overhead.configurations import (
     Configuration,
@@ -155,9 +160,54 @@ def test_a_build_that_outlasts_the_budget_is_stopped(tiny: Configuration) -> Non
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
-def test_folding_changes_no_answer(tiny: Configuration) -> None:
-    from contextlib import ExitStack
+def test_many_cameras_are_settled_by_the_frames_of_one(tiny: Configuration) -> None:
+    with ExitStack() as stack:
+        model, setting = set_up(replace(tiny, batch=8), torch.device("cpu"), stack)
+        stack.enter_context(torch.inference_mode())
+        processor = stack.enter_context(sa.StreamProcessor(model, max_streams=64))
+        cameras = Cameras(processor, count=64, batch=8)
+        cameras.settle(setting.batches, count=64)
+        assert cameras.phases() == {"resting": 64}
 
+
+def test_a_run_in_parts_is_one_result(
+    tiny: Configuration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = {**WHERE, "date": "today"}
+    monkeypatch.setattr(command, "environment", lambda device: where)
+    path = tmp_path / "part.json"
+
+    def run(*more: str) -> int:
+        given = ["overhead", "--models", "tiny", "--rounds", "5", "--layouts", "NCHW"]
+        given += ["--memory", "no", "--variants", "adapted;Tent step", "--output", str(path)]
+        monkeypatch.setattr(sys, "argv", [*given, *more])
+        return command.main()
+
+    assert run("--batches", "1") == 0
+    assert run("--batches", "2,4", "--append", "--minutes", "0") == 0
+    content = json.loads(path.read_text())
+    assert {one["batch"] for one in content["results"]["rows"]} == {1}
+    assert len(content["results"]["left_out"]) == 2
+    assert run("--batches", "2", "--append") == 0
+    content = json.loads(path.read_text())
+    assert [one["batch"] for one in content["results"]["rows"]] == [1, 1, 1, 2, 2, 2]
+    assert content["results"]["left_out"] == ["tiny, batch 4, NCHW, float32"]
+    assert all("over_best_frozen" in one for one in content["results"]["rows"])
+    where["versions"] = {"torch": "2.6.0"}
+    assert run("--batches", "4", "--append") == 2
+    assert json.loads(path.read_text()) == content
+
+
+@pytest.mark.slow
+def test_peak_memory_has_the_weights_in_it() -> None:
+    configuration = Configuration("resnet18", 2, "NCHW", "float32", 32)
+    rows = memory.measure(configuration, [REFERENCE, ADAPTED], device=torch.device("cpu"))
+    weights = sum(4 * one.numel() for one in models.resnet18().parameters())
+    assert all(weights < one["peak_bytes"] < 5 * weights for one in rows)
+    assert rows[0]["over_frozen"] == 1.0
+
+
+def test_folding_changes_no_answer(tiny: Configuration) -> None:
     with ExitStack() as stack:
         base, setting = set_up(tiny, torch.device("cpu"), stack)
         with torch.inference_mode():
