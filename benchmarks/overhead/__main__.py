@@ -218,10 +218,14 @@ def main() -> int:
     """Measures what the arguments say; prints tables and writes the JSON.
 
     Returns:
-        0; 1 where something failed that ought to work; 2 where `--append` does not fit.
+        0; 1 where something failed that ought to work; 2 where the device is not there or
+        `--append` does not fit.
     """
     options = arguments()
     device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        print("PyTorch sees no CUDA device. Measure the CPU with --device cpu.", file=sys.stderr)
+        return 2
     torch.backends.cudnn.benchmark = True  # the strongest baseline for frames of one size
     where = environment(device)
     print(f"{where['hardware']}, {where['versions']}")
