@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,14 +102,13 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def configurations(options: argparse.Namespace) -> Iterator[Configuration]:
-    """In the order in which they are measured."""
+def configurations(options: argparse.Namespace, model: str) -> Iterator[Configuration]:
+    """Those of a network, in the order in which they are measured."""
     size = QUICK_SIZE if options.quick else SIZE
-    for model in options.models.split(","):
-        for batch in map(int, options.batches.split(",")):
-            for layout in options.layouts.split(","):
-                for dtype in options.dtypes.split(","):
-                    yield Configuration(model, batch, layout, dtype, size)
+    for batch in map(int, options.batches.split(",")):
+        for layout in options.layouts.split(","):
+            for dtype in options.dtypes.split(","):
+                yield Configuration(model, batch, layout, dtype, size)
 
 
 class Run:
@@ -182,9 +182,9 @@ class Run:
         )
 
 
-def _measure_times(run: Run, options: argparse.Namespace, budget: Budget) -> None:
+def _measure_times(run: Run, model: str, options: argparse.Namespace, budget: Budget) -> None:
     tuned = options.autotune_batches
-    for configuration in configurations(options):
+    for configuration in configurations(options, model):
         if budget.spent():
             run.leave_out(str(configuration))
             continue
@@ -202,16 +202,14 @@ def _measure_times(run: Run, options: argparse.Namespace, budget: Budget) -> Non
         run.add(configuration, rows)
 
 
-def _measure_memory(run: Run, options: argparse.Namespace, budget: Budget) -> None:
+def _measure_memory(run: Run, model: str, options: argparse.Namespace, budget: Budget) -> None:
+    if budget.spent():
+        run.leave_out(f"peak memory of {model}")
+        return
     device = torch.device(options.device)
-    layout, dtype = (getattr(options, name).split(",")[0] for name in ("layouts", "dtypes"))
-    size = QUICK_SIZE if options.quick else SIZE
-    for model in options.models.split(","):
-        configuration = Configuration(model, memory.BATCH, layout, dtype, size)
-        if budget.spent():
-            run.leave_out(f"peak memory of {model}")
-            continue
-        run.add_memory(memory.measure(configuration, memory.compared(device), device=device))
+    first = next(configurations(options, model))
+    configuration = replace(first, batch=memory.BATCH)
+    run.add_memory(memory.measure(configuration, memory.compared(device), device=device))
 
 
 def main() -> int:
@@ -235,10 +233,12 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     budget = Budget(options.minutes)
-    if options.memory != "only":
-        _measure_times(run, options, budget)
-    if options.memory == "only" or (options.memory == "yes" and not options.quick):
-        _measure_memory(run, options, budget)
+    for model in options.models.split(","):
+        # Before the times, which may use up what is left of the budget.
+        if options.memory == "only" or (options.memory == "yes" and not options.quick):
+            _measure_memory(run, model, options, budget)
+        if options.memory != "only":
+            _measure_times(run, model, options, budget)
     run.write()
     floors = parts.noise(run.rows)
     if not parts.is_quiet(run.rows):

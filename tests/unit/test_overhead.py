@@ -300,8 +300,8 @@ def test_arguments_name_the_device_s_set_and_its_file() -> None:
     options = command.arguments(["--device", "cuda", "--variants", GRAPH])
     assert options.output.name == "overhead-gpu.json"
     assert list(options.chosen) == [AGAIN, GRAPH]
-    shown = [str(one) for one in command.configurations(options)]
-    assert shown[0] == "resnet50, batch 64, NHWC, float16" and len(shown) == 16
+    shown = [str(one) for one in command.configurations(options, "resnet50")]
+    assert shown[0] == "resnet50, batch 64, NHWC, float16" and len(shown) == 4
     assert options.rounds == 12
     assert command.arguments(["--quick"]).output is None
     with pytest.raises(SystemExit):
