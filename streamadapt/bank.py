@@ -11,7 +11,10 @@ from torch import Tensor
 
 from streamadapt.layout import BankLayout
 from streamadapt.moments import Moments
-from streamadapt.transfer import upload
+from streamadapt.transfer import is_capturing, upload
+
+Rows = Sequence[int] | range | Tensor
+"""Of the bank, each at most once; a tensor is int64 `[rows]` and may change from step to step."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,6 +229,7 @@ class StatisticsBank(Tallied):
         self._no_count = torch.zeros_like(self._wide_source[0])
         self._one_update = torch.zeros_like(self.tallies[0, : self.columns.scalars.start])
         self._one_update[1] = 1.0
+        self._one_frame = self._one_update[:2].flip(0)
         self._growth_of: tuple[Tensor, Tensor] | None = None
 
     def reset(self, rows: Sequence[int] | range) -> None:
@@ -251,7 +255,7 @@ class StatisticsBank(Tallied):
                 for layer in self.layout.layers
             ]
 
-    def read(self, rows: Sequence[int], span: slice | None = None) -> State:
+    def read(self, rows: Rows, span: slice | None = None) -> State:
         """The state of rows, in float64; `span` restricts it to some channels.
 
         Shapes: `[len(rows), channels]`, with all padded channels when `span` is None.
@@ -270,11 +274,10 @@ class StatisticsBank(Tallied):
         count = self._no_count[span].expand_as(mean)
         if self.counted:
             count = self.layout.per_channel(tallies[:, columns.counts])[:, span]
-        source = self._wide_source[:, span]
         first = columns.scalars.start
         return State(
             moments=Moments(count, mean, var),
-            source=Moments(self._no_count[span], source[0], source[1]),
+            source=self._source_of(span),
             frames=tallies[:, columns.frames],
             updates=tallies[:, columns.updates],
             scalars={
@@ -284,9 +287,18 @@ class StatisticsBank(Tallied):
             aside=aside,
         )
 
+    @property
+    def source_moments(self) -> Moments:
+        """The deployed model's statistics, `[padded channels]` float64."""
+        return self._source_of(slice(None))
+
+    def _source_of(self, span: slice) -> Moments:
+        mean, var = self._wide_source[:, span]
+        return Moments(self._no_count[span], mean, var)
+
     def commit(
         self,
-        rows: Sequence[int],
+        rows: Rows,
         new: State,
         *,
         frames: Tensor,
@@ -360,17 +372,17 @@ class StatisticsBank(Tallied):
             self.data[index] = torch.where(accepted.unsqueeze(2), proposal, old)
         return torch.where(finite, present, -present)
 
-    def scalars_of(self, rows: Sequence[int]) -> dict[str, Tensor]:
+    def scalars_of(self, rows: Rows) -> dict[str, Tensor]:
         """The estimator's scalars of rows, each `[rows, 1]`; may share the bank's memory."""
         scalars = self.scalars[self._index(rows)]
         return {name: scalars[:, k : k + 1] for k, name in enumerate(self.scalar_names)}
 
     def _growth(self, positions: Tensor) -> Tensor:
         """What one frame adds to the tallies: a frame, no update, and each layer's positions."""
+        if is_capturing():  # what is kept here is thrown away when another shape comes
+            return torch.cat([self._one_frame, positions])
         if self._growth_of is None or self._growth_of[0] is not positions:
-            begin = torch.tensor([1.0, 0.0], dtype=torch.float64)
-            growth = torch.cat([upload(begin, positions.device), positions])
-            self._growth_of = (positions, growth)
+            self._growth_of = (positions, torch.cat([self._one_frame, positions]))
         return self._growth_of[1]
 
     def select(self, rows: Sequence[int]) -> RowState:
@@ -404,8 +416,10 @@ class StatisticsBank(Tallied):
                 self.companion.to(device)
             self._make_constants()
 
-    def _index(self, rows: Sequence[int] | range) -> slice | Tensor:
+    def _index(self, rows: Rows) -> slice | Tensor:
         """Consecutive rows as a slice (no gather, no host-to-device copy), others as a tensor."""
+        if isinstance(rows, Tensor):
+            return rows
         first, last = rows[0], rows[-1]
         if len(rows) == 1 or list(rows) == list(range(first, last + 1)):
             return slice(first, last + 1)

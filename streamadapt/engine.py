@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from streamadapt.alignment.features import FeatureMoments
 from streamadapt.alignment.head import AlignedHead
-from streamadapt.bank import RowState, State, StatisticsBank
+from streamadapt.bank import Rows, RowState, State, StatisticsBank
 from streamadapt.committing import CompiledCommit
 from streamadapt.drift import location_scale_distance
 from streamadapt.drift.scores import observed_distances
@@ -37,7 +37,6 @@ from streamadapt.taps.statistics import (
     RowStatistics,
 )
 from streamadapt.taps.step import Settling
-from streamadapt.transfer import upload
 from streamadapt.weighing import FrameWeighing, StepRows
 
 Origin = Literal["source", "restored"]
@@ -57,7 +56,6 @@ class Committed:
         trust: `[entries]` float64, how much each frame counted; None: all alike.
         healthy: `[rows, 1]` float64, see `Observation`.
         phase: `[rows]` float64, the rows' phases after it; None where the estimator has none.
-        distances: `[rows, layers]` float64, see `observed_distances`; None where not asked for.
     """
 
     verdict: Tensor
@@ -68,7 +66,6 @@ class Committed:
     trust: Tensor | None
     healthy: Tensor | None
     phase: Tensor | None
-    distances: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -257,13 +254,10 @@ class AdaptationEngine:
             settling: the forward is a settling pass.
             source: normalise as the source, whatever the rows hold.
         """
-        index = None
-        if where.entries is not None:
-            index = upload(torch.tensor(where.entries, dtype=torch.long), self.device)
         step = Step(
             self.layout,
             entries=entries,
-            rows=index,
+            rows=where.row_of_entries(self.device),
             frames_per_row=self._frames_per_row,
             observe=observe,
             staging=self._staging,
@@ -328,7 +322,6 @@ class AdaptationEngine:
         where: StepRows,
         *,
         healthy: Tensor | None = None,
-        distances: bool = False,
     ) -> Committed:
         """Reduce what `step` staged and write it, for all layers of a row or for none.
 
@@ -336,7 +329,6 @@ class AdaptationEngine:
             step: of a forward that has returned.
             where: its rows.
             healthy: the observation's, of a settling pass.
-            distances: measure how far what was seen lies from the source.
         """
         if step.failure is not None:
             raise step.failure
@@ -347,16 +339,10 @@ class AdaptationEngine:
             if head is not None:
                 weights = head.weigh(weights)
             if self._plain_commit(step):
-                return self._compiled_commit(step, where, observed, weights, distances=distances)
-            state = self.bank.read(where.rows)
+                return self._compiled_commit(where, observed, weights)
+            state = self.bank.read(where.places)
             trust = self._weighing.trust(observed, weights, state, step.settling)
             reduced = reduce_frames(observed, weights, trust)
-            apart = None
-            if distances:
-                positions = observed.layer_positions
-                apart = observed_distances(
-                    reduced.moments, state.source, reduced.frames, positions, self.layout
-                )
             aligned = None if head is None else head.propose(reduced)
             new = self.estimator.step(
                 state,
@@ -370,7 +356,7 @@ class AdaptationEngine:
                 ),
             )
             verdict = self.bank.commit(
-                where.rows,
+                where.places,
                 new,
                 frames=self._weighing.accepted(where, reduced.frames),
                 positions=observed.layer_positions,
@@ -389,8 +375,18 @@ class AdaptationEngine:
                 weights,
                 trust,
                 healthy,
-                self._phase(where.rows),
-                apart,
+                self._phase(where.places),
+            )
+
+    def apart(self, committed: Committed) -> Tensor:
+        """How far what a step saw lies from the source; see `observed_distances`."""
+        with torch.inference_mode(False), torch.no_grad():
+            return observed_distances(
+                committed.moments,
+                self.bank.source_moments,
+                committed.frames,
+                committed.positions,
+                self.layout,
             )
 
     def _plain_commit(self, step: Step) -> bool:
@@ -399,13 +395,7 @@ class AdaptationEngine:
         return usual and self._compiled is not None and self.device.type == "cpu"
 
     def _compiled_commit(
-        self,
-        step: Step,
-        where: StepRows,
-        observed: FrameMoments,
-        weights: Tensor,
-        *,
-        distances: bool,
+        self, where: StepRows, observed: FrameMoments, weights: Tensor
     ) -> Committed:
         assert self._compiled is not None
         written = self._compiled(
@@ -415,12 +405,6 @@ class AdaptationEngine:
             elapsed=self._weighing.elapsed(where),
             held=where.held,
         )
-        apart = None
-        if distances:
-            source = Moments(torch.zeros(()), *self.bank.source.double())
-            apart = observed_distances(
-                written.moments, source, written.frames, observed.layer_positions, self.layout
-            )
         self.binding.write_back()
         return Committed(
             written.verdict,
@@ -431,7 +415,6 @@ class AdaptationEngine:
             written.trust,
             None,
             written.phase,
-            apart,
         )
 
     def reset(self, rows: Sequence[int] | range) -> None:
@@ -539,7 +522,7 @@ class AdaptationEngine:
             self.head.remove()
         self.binding.release()
 
-    def _phase(self, rows: Sequence[int]) -> Tensor | None:
+    def _phase(self, rows: Rows) -> Tensor | None:
         phase = self.estimator.phase(self.bank.scalars_of(rows))
         return None if phase is None else phase[:, 0].clone()
 
@@ -547,7 +530,7 @@ class AdaptationEngine:
         """What the layers of a step are normalised with."""
         bound = self.binding.bound
         if not now:
-            rows = where.rows
+            rows = where.places
             return CommittedStatistics(
                 lambda: self.bank.read(rows), self.layout, bound=bound, source=source
             )
@@ -557,7 +540,7 @@ class AdaptationEngine:
             return self._proposal(step, index, where, state, elapsed)
 
         return ProposedStatistics(
-            lambda span: self.bank.read(where.rows, span), propose, self.layout, bound=bound
+            lambda span: self.bank.read(where.places, span), propose, self.layout, bound=bound
         )
 
     def _proposal(

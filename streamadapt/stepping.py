@@ -130,11 +130,10 @@ class Stepper:
             runtime.newest_pts.update(newest)
             runtime.drift.pass_time(where.rows, where.elapsed_seconds)
             outcome, committed = self._outcome(step, where)
-            if committed is not None and committed.distances is not None:
+            if committed is not None and runtime.drift.due(where.rows):
                 with runtime.state_lock:
-                    runtime.drift.read(
-                        runtime.steps, admission.streams, where.rows, committed.distances
-                    )
+                    apart = runtime.engine.apart(committed)
+                    runtime.drift.read(runtime.steps, admission.streams, where.rows, apart)
             if committed is not None and runtime.mode == "adapt":
                 self._guard(call, where, admission.streams, output)
             facts = RecordedStep(runtime.steps, frames, where, newest, outcome)
@@ -280,8 +279,7 @@ class Stepper:
         trouble.pop("unobserved", None)
         try:
             with runtime.state_lock:
-                looks = runtime.drift.due(where.rows)
-                committed = runtime.engine.commit(step, where, distances=looks)
+                committed = runtime.engine.commit(step, where)
         except Exception as error:
             log.exception("the update failed; the statistics are unchanged")
             trouble["update"] = f"the update failed: {one_line(error)}"

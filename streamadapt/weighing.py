@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from streamadapt.bank import State
+from streamadapt.bank import Rows, State
 from streamadapt.estimators import Estimator
 from streamadapt.layout import BankLayout
 from streamadapt.ops.reduce import FrameMoments, frame_distances, frame_trust, shows_outliers
@@ -30,6 +30,8 @@ class StepRows:
         gated: `[rows]`, how many are not.
         held: which of `rows` are not to be changed; None: none.
         ids: what each frame may be known by later; None: none may.
+        control: where the device finds all this in a step that is done again without the host;
+            nothing else holds then but the number of rows and entries.
     """
 
     rows: Sequence[int]
@@ -41,6 +43,39 @@ class StepRows:
     gated: Tensor | None = None
     held: tuple[bool, ...] | None = None
     ids: Sequence[Hashable | None] | None = None
+    control: StepControl | None = None
+
+    @property
+    def places(self) -> Rows:
+        """The rows, where the bank looks for them."""
+        return self.rows if self.control is None else self.control.rows
+
+    def row_of_entries(self, device: torch.device) -> Tensor | None:
+        """`entries` on the device, `[entries]` int64; None when there is one row."""
+        if self.control is not None:
+            return self.control.index
+        if self.entries is None:
+            return None
+        return upload(torch.tensor(self.entries, dtype=torch.long), device)
+
+
+@dataclass(frozen=True, eq=False)
+class StepControl:
+    """What a captured step obeys, all on the device.
+
+    Attributes:
+        rows: `[rows]` int64, of the bank, each once; the same for ever where there is one.
+        index: `[entries]` int64, into `rows`; None when there is one row.
+        weights: `[rows, entries]` float64, 1 for frames of a row, 0 for others and for padding.
+        elapsed: `[rows, 1]` float64, camera time since each row's previous frames.
+        allowed: `[rows, 1]` float64, 0 for rows that are not to be changed.
+    """
+
+    rows: Rows
+    index: Tensor | None
+    weights: Tensor
+    elapsed: Tensor
+    allowed: Tensor
 
 
 class FrameWeighing:
@@ -61,7 +96,10 @@ class FrameWeighing:
 
     def weights(self, where: StepRows, entries: int, settling: Settling | None) -> Tensor:
         """Membership of frames in rows, `[rows, entries]` float64; padding belongs to none."""
-        weights = self._membership(where, entries)
+        if where.control is not None:
+            weights = where.control.weights
+        else:
+            weights = self._membership(where, entries)
         if where.valid is not None:
             weights = weights.clone()
             weights[:, where.valid :] = 0.0
@@ -82,6 +120,8 @@ class FrameWeighing:
 
     def accepted(self, where: StepRows, frames: Tensor) -> Tensor:
         """How many of `frames`, `[rows, 1]`, may change a row: none where it is held."""
+        if where.control is not None:
+            return frames * where.control.allowed
         if where.held is None:
             return frames
         free = torch.tensor([not one for one in where.held], dtype=torch.float64)
@@ -108,5 +148,7 @@ class FrameWeighing:
         """Camera time since each row's previous frames, `[rows, 1]` float64."""
         if not self._uses_time:
             return self._no_time
+        if where.control is not None:
+            return where.control.elapsed
         seconds = torch.tensor(where.elapsed_seconds, dtype=torch.float64)
         return upload(seconds.unsqueeze(1), self._device)

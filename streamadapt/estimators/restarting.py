@@ -16,6 +16,7 @@ from streamadapt.estimators.correction import FrameCorrection
 from streamadapt.estimators.memory import MAX_SECONDS_PER_FRAME
 from streamadapt.moments import Moments, location_scale_distance
 from streamadapt.profile import SourceProfile
+from streamadapt.transfer import host_sees
 
 SETTLING, FOLLOWING, RESTING = (float(PHASES.index(p)) for p in PHASES)
 
@@ -466,7 +467,7 @@ class Restarting(Estimator):
 
 def _nowhere(rows: Tensor) -> bool:
     """Whether no row is chosen, asked only where that means waiting for no device."""
-    return rows.device.type == "cpu" and not bool(rows.any())
+    return host_sees(rows) and not bool(rows.any())
 
 
 def _seconds(observed: Observation) -> Tensor:

@@ -15,6 +15,7 @@ from streamadapt.moments import Moments
 from streamadapt.ops.collect import StagedMoments
 from streamadapt.ops.correct import frame_distance, frame_share, lean
 from streamadapt.ops.remap import remap_coefficients
+from streamadapt.transfer import host_sees
 
 _LEAST_POSITIONS = 64  # of a frame whose own statistics say something
 
@@ -210,7 +211,7 @@ class FramesOwn:
         distance, log = frame_distance(staged, mean=mean, precision=precision, eps=floor)
         before = self._foreign if index > 0 else None
         self._foreign = before
-        if distance.device.type == "cpu" and not bool((distance > usual).any()):
+        if host_sees(distance) and not bool((distance > usual).any()):
             return None  # on a device, asking would mean waiting for it
         weight = frame_share(distance, usual=usual)
         # `1 - (2 usual / D)^2`: the same weight for twice the distance.
@@ -240,7 +241,7 @@ class FramesOwn:
         weight, span = self._foreign, self._layout.layers[index].span
         if weight is None or weight.shape[0] != items:
             return None
-        if weight.device.type == "cpu" and not bool(weight.any()):
+        if host_sees(weight) and not bool(weight.any()):
             return None
         if not self._rows.known:
             return self._leant(index, span, weight, rows)
