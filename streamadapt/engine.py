@@ -244,6 +244,7 @@ class AdaptationEngine:
         observe: bool,
         settling: Settling | None = None,
         source: bool = False,
+        staging: Staging | None = None,
     ) -> Iterator[Step]:
         """Arm the tap for one forward of this thread.
 
@@ -253,6 +254,7 @@ class AdaptationEngine:
             observe: stage moments; without it, inputs are only moved onto the rows' statistics.
             settling: the forward is a settling pass.
             source: normalise as the source, whatever the rows hold.
+            staging: where moments go; None: where those of other steps go.
         """
         step = Step(
             self.layout,
@@ -260,7 +262,7 @@ class AdaptationEngine:
             rows=where.row_of_entries(self.device),
             frames_per_row=self._frames_per_row,
             observe=observe,
-            staging=self._staging,
+            staging=self._staging if staging is None else staging,
             exact=self.estimator.compensated,
         )
         step.settling = settling

@@ -353,6 +353,28 @@ class BuffersRebound(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StepCaptured(Event):
+    """Batches of up to `frames` frames of this shape run as one CUDA graph from now on."""
+
+    frames: int
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptureMissed(Event):
+    """Steps were captured, but this batch did not fit any of them and ran without."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapturesDropped(Event):
+    """Captured steps are no longer used: the model they were recorded of is another now."""
+
+    captures: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class JournalFailed(Event):
     """The journal could not be written; it is tried again. The stream goes on without."""
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from streamadapt import events as ev
 from streamadapt.alignment import Coral
@@ -216,6 +216,42 @@ class StreamProcessor(Readings):
             call, streams=streams, pts_seconds=pts_seconds, valid=valid, ids=ids
         )
 
+    def capture(self, example: Tensor) -> None:
+        """Record a whole step as a CUDA graph, for batches of up to as many frames as `example`.
+
+        Batches of the example's picture size and dtype run as one launch from then on; smaller
+        ones are filled up with frames that count nothing. Rollback, freezing, holds and changes of
+        streams hold for what is recorded already. Several sizes may be captured; a batch takes the
+        smallest that it fits in, and runs as before where it fits in none (`CaptureMissed`).
+        Settling passes run as before.
+
+        Args:
+            example: `[frames, ...]` on the model's device, in the memory format of later batches;
+                its values do not matter, nothing is learned from it.
+
+        Raises:
+            ConfigurationError: no CUDA device, feature alignment, shadow mode, or an estimator that
+                changes nothing.
+            UnsupportedModelError: the model waits for the device inside its forward.
+            ModelStateError: a BatchNorm layer is in training mode, or the processor is unwrapped.
+        """
+        runtime = self._runtime
+        with runtime.step_lock.change():
+            runtime.prepare()
+            runtime.engine.check_mode()
+            if runtime.mode != "adapt" or runtime.never_updates:
+                raise ConfigurationError(
+                    "Only steps that adapt are captured: set `mode` to 'adapt', and give an "
+                    "estimator that changes something."
+                )
+            with runtime.state_lock:
+                runtime.captures.add(runtime.engine, runtime.model, example)
+            runtime.post(
+                ev.StepCaptured(
+                    step=runtime.steps, frames=example.shape[0], shape=tuple(example.shape[1:])
+                )
+            )
+
     # State -------------------------------------------------------------------------------------
 
     def snapshot(self, name: str | None = None, *, stream: Hashable | None = None) -> str:
@@ -407,6 +443,7 @@ class StreamProcessor(Readings):
                     runtime.readouts.flush()
                     runtime.engine.close()
                     runtime.drift.close()
+                    runtime.captures.clear()
                     runtime.closed = True
                 runtime.post(ev.Unwrapped(step=runtime.steps))
                 if runtime.recorder is not None:

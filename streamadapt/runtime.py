@@ -12,6 +12,7 @@ from torch import nn
 
 from streamadapt.alignment import Coral
 from streamadapt.alignment.head import AlignedHead
+from streamadapt.capturing import Captures
 from streamadapt.domains import DomainBook
 from streamadapt.drift.alarms import Alarms
 from streamadapt.engine import AdaptationEngine
@@ -20,6 +21,7 @@ from streamadapt.estimators import Estimator, Frozen
 from streamadapt.estimators.base import Timing
 from streamadapt.events import (
     BuffersRebound,
+    CapturesDropped,
     Event,
     GuardFailed,
     Phase,
@@ -139,6 +141,7 @@ class Runtime:
             outbox=self.outbox,
             readouts=self.readouts,
         )
+        self.captures = Captures()
         self.engine.on_displaced = self._displaced
         self.recorder = (
             None
@@ -215,6 +218,9 @@ class Runtime:
             repair = self.engine.reconcile()
         if repair is None:
             return
+        captures = self.captures.clear()
+        if captures:
+            self.outbox.post(CapturesDropped(step=self.steps, captures=captures))
         if not repair.source_replaced:
             self.outbox.post(
                 BuffersRebound(step=self.steps, device=repair.device, dtypes=repair.dtypes)

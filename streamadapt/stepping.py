@@ -21,9 +21,11 @@ from streamadapt.batch import (
     real_frames,
     stream_ids,
 )
+from streamadapt.capturing import Capture, CapturedStep
 from streamadapt.engine import Committed
 from streamadapt.errors import one_line
 from streamadapt.events import (
+    CaptureMissed,
     ForwardFailed,
     GuardFailed,
     LayersUnobserved,
@@ -207,12 +209,18 @@ class Stepper:
 
     def _forward(
         self, call: Call, where: StepRows, entries: int | None, watch: Stopwatch
-    ) -> tuple[Any, Step | None]:
+    ) -> tuple[Any, Step | CapturedStep | None]:
         """The caller's output, and the step to commit: in shadow mode, the candidate's."""
         runtime, engine = self._runtime, self._runtime.engine
         adapting = runtime.mode == "adapt" and bool(where.rows) and not runtime.never_updates
-        step: Step | None = None
+        step: Step | CapturedStep | None = None
         watch.mark()
+        capture = self._capture_for(call) if adapting else None
+        if capture is not None:
+            with runtime.step_lock.forward(), runtime.state_lock:
+                output, step = capture(call.frames, where, observe=runtime.updating)
+            watch.mark()
+            return output, step
         with runtime.step_lock.forward(), self._buffers_for_autograd():
             if adapting and (runtime.updating or engine.needs_arming):
                 with engine.armed(where, entries=entries, observe=runtime.updating) as step:
@@ -224,6 +232,22 @@ class Stepper:
         if due and runtime.updating and where.rows:
             step = self._candidate(call, where, entries, output)
         return output, step
+
+    def _capture_for(self, call: Call) -> Capture | None:
+        """The captured step that a batch fits in; None, and an event, where it fits in none."""
+        runtime = self._runtime
+        if not len(runtime.captures):
+            return None
+        reason = "the model was given more than frames"
+        if not (call.args or call.kwargs):
+            reason = "gradients are enabled: use torch.inference_mode()"
+            if not torch.is_grad_enabled():
+                capture = runtime.captures.find(call.frames)
+                if capture is not None:
+                    return capture
+                reason = "no step was captured for such frames"
+        runtime.outbox.post(CaptureMissed(step=runtime.steps, reason=reason))
+        return None
 
     def _candidate(
         self, call: Call, where: StepRows, entries: int | None, source_output: Any
@@ -263,7 +287,9 @@ class Stepper:
         runtime.guard.compare(number, streams, where, output, source_output)
         return step
 
-    def _outcome(self, step: Step | None, where: StepRows) -> tuple[Outcome, Committed | None]:
+    def _outcome(
+        self, step: Step | CapturedStep | None, where: StepRows
+    ) -> tuple[Outcome, Committed | None]:
         """Commit what there is to commit, and say what came of it."""
         runtime = self._runtime
         if not where.rows:
@@ -279,7 +305,10 @@ class Stepper:
         trouble.pop("unobserved", None)
         try:
             with runtime.state_lock:
-                committed = runtime.engine.commit(step, where)
+                if isinstance(step, CapturedStep):
+                    committed = step.committed
+                else:
+                    committed = runtime.engine.commit(step, where)
         except Exception as error:
             log.exception("the update failed; the statistics are unchanged")
             trouble["update"] = f"the update failed: {one_line(error)}"
@@ -293,7 +322,7 @@ class Stepper:
         self,
         call: Call,
         where: StepRows,
-        step: Step | None,
+        step: Step | CapturedStep | None,
         committed: Committed,
         frames: Mapping[Hashable, int],
     ) -> tuple[Any, Committed | None]:
@@ -361,7 +390,7 @@ class Stepper:
             book.read(number, streams, where.rows, settled.phase)
         return output, settled
 
-    def _note_unobserved(self, step: Step) -> None:
+    def _note_unobserved(self, step: Step | CapturedStep) -> None:
         missing = step.unobserved
         if missing and missing != self._unobserved:
             self._runtime.outbox.post(LayersUnobserved(step=self._runtime.steps, layers=missing))

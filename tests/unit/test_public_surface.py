@@ -32,6 +32,7 @@ LAYERS = (
         "arguments",
         "backends",
         "batch",
+        "capturing",
         "committing",
         "describe",
         "domains",
