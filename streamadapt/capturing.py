@@ -182,12 +182,14 @@ class Capture:
     def _copied(self, rows: int, entries: int) -> Committed:
         """What the graph left behind, before the next replay writes over it."""
         seen: Committed = self._committed
-        moments = (seen.moments.count, seen.moments.mean, seen.moments.var)
+        frames = seen.frames[:rows].clone()
         return replace(
             seen,
             verdict=seen.verdict[:rows].clone(),
-            moments=Moments(*(one[:rows].clone() for one in moments)),
-            frames=seen.frames[:rows].clone(),
+            moments=Moments(
+                frames, seen.moments.mean[:rows].clone(), seen.moments.var[:rows].clone()
+            ),
+            frames=frames,
             weights=seen.weights[:rows, :entries].clone(),
             trust=None if seen.trust is None else seen.trust[:entries].clone(),
             phase=None if seen.phase is None else seen.phase[:rows].clone(),

@@ -144,7 +144,7 @@ class CompiledCommit:
         column = frames.unsqueeze(1)
         return Written(
             verdict,
-            Moments(column * observed.positions, pooled[0], pooled[1]),
+            Moments(column, pooled[0], pooled[1]),
             column,
             trust if shows_outliers(batch) else None,
             phase,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -48,7 +48,7 @@ class Committed:
 
     Attributes:
         verdict: the bank's, `[rows]`: see `StatisticsBank.commit`.
-        moments: of each row's accepted frames, `[rows, channels]` float64.
+        moments: of each row's accepted frames, `[rows, channels]` float64; `count` is `frames`.
         frames: `[rows, 1]` float64, accepted frames.
         positions: `[layers]` float64, of one frame; zero where a layer was not executed.
         weights: `[rows, entries]` float64, which frames were asked of which row, without those
@@ -371,7 +371,7 @@ class AdaptationEngine:
             self.binding.write_back()
             return Committed(
                 verdict,
-                reduced.moments,
+                replace(reduced.moments, count=reduced.frames),
                 reduced.frames,
                 observed.layer_positions,
                 weights,
