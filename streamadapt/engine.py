@@ -28,7 +28,8 @@ from streamadapt.moments import Moments
 from streamadapt.ops.compiled import Kernels
 from streamadapt.ops.reduce import FrameMoments, reduce_frames
 from streamadapt.taps import BufferBinding, Inventory, ModelTap, Staging, Step, verify_remappable
-from streamadapt.taps.fused import FusedTables, arm
+from streamadapt.taps.fused import FusedTables
+from streamadapt.taps.kernels import Tables
 from streamadapt.taps.owners import OwnerTaps
 from streamadapt.taps.statistics import (
     CommittedStatistics,
@@ -140,7 +141,7 @@ class AdaptationEngine:
         correction = estimator.correction
         self._thresholds = () if correction is None else correction.thresholds(len(self.layers))
         self._weighing = FrameWeighing(self.layout, estimator, self.device)
-        self.tables = (
+        self.tables: Tables | None = (
             None
             if kernels is None
             else FusedTables(self.layers, self.layout, kernels, measured=len(self._thresholds))
@@ -165,19 +166,25 @@ class AdaptationEngine:
     @property
     def backend(self) -> str:
         """How layers are normalised and looked at."""
-        if self.tables is None or self.device.type != "cpu":
-            return "hooks"
-        return f"compiled ({self.tables.kernels.instruction_set})"
+        return "hooks" if self._kernels is None else self._kernels.name
 
     def manners(self) -> list[str]:
         """How each layer's moments get out."""
-        if self.tables is None or self.device.type != "cpu":
+        kernels = self._kernels
+        if kernels is None:
             return ["hooks"] * len(self.layers)
         together = {} if self.owners is None else self.owners.manners()
+        kind = kernels.name.split()[0]
         return [
-            f"compiled: {together.get(index, 'BatchNorm')}" if plain else "hooks"
-            for index, plain in enumerate(self.tables.plain)
+            f"{kind}: {together.get(index, 'BatchNorm')}" if plain else "hooks"
+            for index, plain in enumerate(kernels.plain)
         ]
+
+    @property
+    def _kernels(self) -> Tables | None:
+        """Those that normalise where the model is now; None: there are none."""
+        tables = self.tables
+        return None if tables is None or not tables.serves(self.device) else tables
 
     @property
     def has_phases(self) -> bool:
@@ -279,12 +286,12 @@ class AdaptationEngine:
                 step.coefficients = statistics.coefficients
             if correction is not None:
                 step.own = FramesOwn(statistics, self._thresholds, self.layout)
-        if self.tables is not None and self.device.type == "cpu" and not torch.is_grad_enabled():
-            arm(
+        kernels = self._kernels
+        if kernels is not None and not torch.is_grad_enabled():
+            step.fused = kernels.arm(
                 step,
-                self.tables,
                 self.bank,
-                where.rows,
+                where.places,
                 statistics=statistics,
                 bound=bound,
                 now=now,
@@ -297,6 +304,8 @@ class AdaptationEngine:
             step.head = self.head.arm(where.rows, where.entries, observe=observe)
         try:
             yield step
+            if step.fused is not None:
+                step.fused.finish()
         finally:
             if self.head is not None:
                 self.head.disarm()
@@ -394,7 +403,7 @@ class AdaptationEngine:
     def _plain_commit(self, step: Step) -> bool:
         """Whether the compiled kernel does what a step asks for."""
         usual = step.settling is None and step.head is None and not step.unobserved
-        return usual and self._compiled is not None and self.device.type == "cpu"
+        return usual and self._compiled is not None and self._kernels is not None
 
     def _compiled_commit(
         self, where: StepRows, observed: FrameMoments, weights: Tensor

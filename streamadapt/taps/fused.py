@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from streamadapt.bank import StatisticsBank
+from streamadapt.bank import Rows, StatisticsBank
 from streamadapt.layout import BankLayout
 from streamadapt.ops.collect import StagedMoments
 from streamadapt.ops.compiled import Kernels, LayerCall, TablesCall
 from streamadapt.taps.inventory import PLAIN_TYPES, AdaptableLayer
 from streamadapt.taps.statistics import RowStatistics
 from streamadapt.taps.step import Step
+from streamadapt.transfer import is_capturing
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _BYTES = 4  # of the tables' elements
@@ -176,6 +177,39 @@ class FusedTables:
                 )
             )
 
+    @property
+    def name(self) -> str:
+        """How layers are normalised."""
+        return f"compiled ({self.kernels.instruction_set})"
+
+    def serves(self, device: torch.device) -> bool:
+        """Whether there are kernels for models on a device."""
+        return device.type == "cpu" and not is_capturing()
+
+    def arm(
+        self,
+        step: Step,
+        bank: StatisticsBank,
+        rows: Rows,
+        *,
+        statistics: RowStatistics | None,
+        bound: bool,
+        now: bool,
+        source: bool,
+    ) -> FusedStep:
+        """What normalises in a forward that is about to run; see `taps.kernels.Tables`."""
+        self.begin(1 + len(rows))
+        self.fill(0, bank.data[rows[0]] if bound else bank.source)
+        first = 0
+        if source and bound:
+            self.fill(1, bank.source)
+            first = 1
+        elif not (bound or source or now):
+            for place, row in enumerate(rows):
+                self.fill(1 + place, bank.data[row])
+            first = 1
+        return FusedStep(step, self, statistics=statistics, now=now, first=first, alike=source)
+
     def fill(self, row: int, statistics: Tensor) -> None:
         """Make a row of some statistics, `[2, padded channels]` fp32."""
         call, place = self._call, self.address(row)
@@ -235,6 +269,9 @@ class FusedStep:
         self._room: int | None = None
         self._var = 0
 
+    def finish(self) -> None:
+        """All moments are where they belong already."""
+
     def __call__(
         self,
         index: int,
@@ -245,19 +282,7 @@ class FusedStep:
         high: float = math.inf,
         in_place: bool = False,
     ) -> Tensor | None:
-        """Normalise a layer's input, add to it, clamp it; and stage its moments.
-
-        Args:
-            index: of the layer.
-            x: `[frames, channels, *spatial]`.
-            residual: of `x`'s shape.
-            low: least value of the result.
-            high: largest value of the result.
-            in_place: write the result over `x`.
-
-        Returns:
-            The result; None, and nothing done, where that is not possible.
-        """
+        """See `taps.kernels.Normalisation`."""
         step, plan = self._step, self._plans[index]
         if x.layout is not torch.strided:
             return None
@@ -369,46 +394,3 @@ class FusedStep:
         """What moves inputs, and then normalises them with what the layer holds."""
         held_scale, held_shift = self._tables.of_layer(0, self._tables.layers[index].span)
         return scale * held_scale, torch.addcmul(held_shift, shift, held_scale)
-
-
-def arm(
-    step: Step,
-    tables: FusedTables,
-    bank: StatisticsBank,
-    rows: Sequence[int],
-    *,
-    statistics: RowStatistics | None,
-    bound: bool,
-    now: bool,
-    source: bool,
-) -> None:
-    """Let a step normalise with compiled kernels.
-
-    Args:
-        step: of a forward that is about to run.
-        tables: of the model's layers.
-        bank: where the statistics are.
-        rows: of the step.
-        statistics: as far as inputs are moved, or single frames corrected.
-        bound: the layers hold the row's statistics, not the source's.
-        now: what layers are normalised with depends on the frames themselves.
-        source: normalise as the source.
-    """
-    tables.begin(1 + len(rows))
-    tables.fill(0, bank.data[rows[0]] if bound else bank.source)
-    first = 0
-    if source and bound:
-        tables.fill(1, bank.source)
-        first = 1
-    elif not (bound or source or now):
-        for place, row in enumerate(rows):
-            tables.fill(1 + place, bank.data[row])
-        first = 1
-    step.fused = FusedStep(
-        step,
-        tables,
-        statistics=statistics,
-        now=now,
-        first=first,
-        alike=source,
-    )

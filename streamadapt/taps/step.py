@@ -21,7 +21,7 @@ from streamadapt.transfer import upload
 
 if TYPE_CHECKING:
     from streamadapt.alignment.step import HeadStep
-    from streamadapt.taps.fused import FusedStep
+    from streamadapt.taps.kernels import Normalisation
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +168,7 @@ class Step:
         self.failure: Exception | None = None
         self.head: HeadStep | None = None
         self.settling: Settling | None = None
-        self.fused: FusedStep | None = None
+        self.fused: Normalisation | None = None
         self.positions = [0.0] * len(layout.layers)
         self._only: int | None = None
         self._rows = rows
