@@ -6,13 +6,17 @@ from typing import Literal
 
 from streamadapt.errors import ConfigurationError
 from streamadapt.ops.compiled import Kernels, find
+from streamadapt.ops.device import DeviceOperations, device_operations
+from streamadapt.ops.devices import triton_problem
 from streamadapt.taps import Inventory
 
-Backend = Literal["auto", "compiled", "hooks"]
+Backend = Literal["auto", "compiled", "triton", "hooks"]
 
 
-def choose_kernels(backend: Backend, inventory: Inventory) -> tuple[Kernels | None, str | None]:
-    """The compiled kernels for a model, and why there are none although they would be of use.
+def choose_kernels(
+    backend: Backend, inventory: Inventory
+) -> tuple[Kernels | DeviceOperations | None, str | None]:
+    """The kernels for a model, and why there are none although they would be of use.
 
     Args:
         backend: what is wished.
@@ -24,12 +28,19 @@ def choose_kernels(backend: Backend, inventory: Inventory) -> tuple[Kernels | No
     if backend == "hooks":
         return None, None
     device = inventory.layers[0].buffers[0].device
-    found = find()
-    problem = found.problem if device.type == "cpu" else f"the model is on {device}"
-    if backend == "compiled" and problem is not None:
+    kind = {"cpu": "compiled", "cuda": "triton"}.get(device.type)
+    found: Kernels | DeviceOperations | None = None
+    problem = None
+    if kind is None or backend not in ("auto", kind):
+        problem = f"the model is on {device}"
+    elif kind == "compiled":
+        compiled = find()
+        found, problem = compiled.kernels, compiled.problem
+    else:
+        problem = triton_problem()
+        found = None if problem is not None else device_operations("triton")
+    if backend != "auto" and problem is not None:
         raise ConfigurationError(
-            f'`backend="compiled"` cannot be had: {problem}. `backend="auto"` does without.'
+            f'`backend="{backend}"` cannot be had: {problem}. `backend="auto"` does without.'
         )
-    if device.type != "cpu":
-        return None, None
-    return found.kernels, problem
+    return found, problem

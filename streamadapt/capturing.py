@@ -122,6 +122,7 @@ class Capture:
         with torch.inference_mode(False), torch.no_grad():
             self._frames[:entries].copy_(frames, non_blocking=True)
             self._fill(where, valid=entries, observe=observe)
+            self._engine.refresh()
             self._replay()
             committed = self._copied(len(where.rows), entries)
         output = pytree.tree_map_only(Tensor, lambda one: self._own(one, entries), self._output)

@@ -26,8 +26,10 @@ from streamadapt.estimators.base import OneLayer, Timing
 from streamadapt.layout import BankLayout
 from streamadapt.moments import Moments
 from streamadapt.ops.compiled import Kernels
+from streamadapt.ops.device import DeviceOperations
 from streamadapt.ops.reduce import FrameMoments, reduce_frames
 from streamadapt.taps import BufferBinding, Inventory, ModelTap, Staging, Step, verify_remappable
+from streamadapt.taps.device import DeviceTables
 from streamadapt.taps.fused import FusedTables
 from streamadapt.taps.kernels import Tables
 from streamadapt.taps.owners import OwnerTaps
@@ -89,7 +91,7 @@ class AdaptationEngine:
         bound: let the model read row 0 itself instead of moving its inputs.
         frames_per_row: leading-dimension items that a layer has for each batch entry.
         head: the classifier head whose input is aligned, or None.
-        kernels: compiled ones for models on the CPU; None: PyTorch's are used.
+        kernels: that normalise and take moments in one pass; None: PyTorch's are used.
         model: what its layers are part of, to do in one pass with them what follows them.
 
     Attributes:
@@ -109,7 +111,7 @@ class AdaptationEngine:
         bound: bool,
         frames_per_row: int,
         head: AlignedHead | None = None,
-        kernels: Kernels | None = None,
+        kernels: Kernels | DeviceOperations | None = None,
         model: nn.Module | None = None,
     ) -> None:
         self.layers = inventory.layers
@@ -141,11 +143,12 @@ class AdaptationEngine:
         correction = estimator.correction
         self._thresholds = () if correction is None else correction.thresholds(len(self.layers))
         self._weighing = FrameWeighing(self.layout, estimator, self.device)
-        self.tables: Tables | None = (
-            None
-            if kernels is None
-            else FusedTables(self.layers, self.layout, kernels, measured=len(self._thresholds))
-        )
+        self.tables: Tables | None = None
+        if isinstance(kernels, DeviceOperations):
+            self.tables = DeviceTables(self.layers, self.layout, kernels)
+        elif kernels is not None:
+            measured = len(self._thresholds)
+            self.tables = FusedTables(self.layers, self.layout, kernels, measured=measured)
         self.tap = ModelTap(self.layers)
         self.binding = BufferBinding(self.layers)
         self.owners = None
@@ -196,6 +199,11 @@ class AdaptationEngine:
         """Whether a forward on committed state alone needs an armed tap."""
         corrects = self.estimator.correction is not None
         return corrects or self.head is not None or not self.binding.bound
+
+    def refresh(self) -> None:
+        """See what became of the layers' weights, before a step that does not look itself."""
+        if self._kernels is not None:
+            self._kernels.refresh(self.device)
 
     def check_mode(self) -> None:
         """Refuse a layer in training mode (`ModelStateError`)."""

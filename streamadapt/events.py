@@ -314,7 +314,7 @@ class RolledBack(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class KernelsUnavailable(Event):
-    """A model on the CPU is adapted with PyTorch's own kernels, which costs more; told once."""
+    """A model is adapted with PyTorch's own kernels, which costs more; told once."""
 
     reason: str
 

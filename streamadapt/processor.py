@@ -57,9 +57,9 @@ class StreamProcessor(Readings):
         when_full: what an unknown stream meets when all rows are taken: `error`, or `evict` the
             stream that was longest without frames.
         on_event: called with every event; see `subscribe`.
-        backend: `compiled` normalises and takes moments in one pass on the CPU; `hooks` looks at
-            the layers' inputs with PyTorch's kernels and leaves the rest to the layers; `auto` is
-            `compiled` where that can be done, layer by layer.
+        backend: `compiled` normalises and takes moments in one pass on the CPU, `triton` on CUDA;
+            `hooks` looks at the layers' inputs with PyTorch's kernels and leaves the rest to the
+            layers; `auto` is the device's own where that can be done, layer by layer.
         layers: adapt only these: names, or a predicate of `(name, module)`. None: all.
         frames_per_row: how many items a layer's leading dimension has for each batch entry, for
             models that fold time or crops into the batch.
@@ -124,7 +124,7 @@ class StreamProcessor(Readings):
         check_choice("timing", timing, ("lagged", "synchronous"))
         check_choice("mode", mode, ("adapt", "shadow"))
         check_choice("when_full", when_full, ("error", "evict"))
-        check_choice("backend", backend, ("auto", "compiled", "hooks"))
+        check_choice("backend", backend, ("auto", "compiled", "triton", "hooks"))
         check_at_least_one(
             max_streams=max_streams,
             frames_per_row=frames_per_row,

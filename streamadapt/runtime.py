@@ -35,6 +35,7 @@ from streamadapt.guarding import GuardBook
 from streamadapt.journal import Journal, Recorder
 from streamadapt.ledger import Ledger
 from streamadapt.ops.compiled import Kernels
+from streamadapt.ops.device import DeviceOperations
 from streamadapt.outbox import EventHandler, Outbox
 from streamadapt.profile import SourceProfile
 from streamadapt.readout import Readouts
@@ -79,7 +80,7 @@ class Runtime:
         alarms: Alarms | None = None,
         guard: Guard | None = None,
         domains: int = 0,
-        kernels: Kernels | None = None,
+        kernels: Kernels | DeviceOperations | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.model = model

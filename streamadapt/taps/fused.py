@@ -182,6 +182,9 @@ class FusedTables:
         """How layers are normalised."""
         return f"compiled ({self.kernels.instruction_set})"
 
+    def refresh(self, device: torch.device) -> None:
+        """Nothing to do: each step looks."""
+
     def serves(self, device: torch.device) -> bool:
         """Whether there are kernels for models on a device."""
         return device.type == "cpu" and not is_capturing()

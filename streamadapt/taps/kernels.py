@@ -59,6 +59,9 @@ class Tables(Protocol):
     def serves(self, device: torch.device) -> bool:
         """Whether there are kernels for models on a device."""
 
+    def refresh(self, device: torch.device) -> None:
+        """Look at the layers' weights, which may have been changed since the last step."""
+
     def arm(
         self,
         step: Step,

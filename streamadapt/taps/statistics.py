@@ -170,7 +170,7 @@ class FramesOwn:
     ) -> None:
         self._rows, self.thresholds, self._layout = rows, thresholds, layout
         self._measures: tuple[Tensor, Tensor, Tensor] | None = None
-        self._foreign: Tensor | None = None  # how much each frame leans to the source
+        self._foreign: Tensor | None = None
         self._later: tuple[Tensor, Tensor] | None = None
 
     def measures(self, index: int, positions: int) -> bool:
@@ -181,6 +181,15 @@ class FramesOwn:
     def leans(self) -> bool:
         """Whether some frame was found to be so unlike its row that later layers correct it."""
         return self._foreign is not None
+
+    @property
+    def foreign(self) -> Tensor | None:
+        """How much each frame leans to the source in later layers, `[frames]` float64."""
+        return None if self._foreign is None else self._foreign[:, 0]
+
+    @foreign.setter
+    def foreign(self, found: Tensor) -> None:
+        self._foreign, self._later = found.unsqueeze(1), None
 
     def coefficients(
         self, index: int, staged: StagedMoments | None, items: int, rows: Tensor | None

@@ -16,6 +16,7 @@ from streamadapt.layout import BankLayout
 from streamadapt.moments import Moments
 from streamadapt.ops.collect import Scratch, StagedMoments, collect
 from streamadapt.ops.reduce import FrameMoments
+from streamadapt.taps.partials import Partials
 from streamadapt.taps.statistics import FramesOwn
 from streamadapt.transfer import upload
 
@@ -51,6 +52,7 @@ class Staging:
         self._fillers: dict[tuple[int, int, torch.device], StagedMoments] = {}
         self._positions: dict[tuple[tuple[float, ...], torch.device], tuple[Tensor, Tensor]] = {}
         self.scratch = Scratch()
+        self.partials = Partials(layout)
         self._room: Tensor | None = None
 
     def room(self, entries: int) -> Tensor:
@@ -231,8 +233,13 @@ class Step:
             self._room = self._staging.room(self.entries)
         return self._room
 
+    @property
+    def partials(self) -> Partials:
+        """Where kernels on a device put the sums that moments are made of."""
+        return self._staging.partials
+
     def wrote(self, index: int, positions: int) -> None:
-        """The moments of a layer are in `room`."""
+        """The moments of a layer are in `room`, or will be when the forward has ended."""
         self._direct[index] = True
         self.positions[index] = float(positions)
 

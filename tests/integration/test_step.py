@@ -526,7 +526,14 @@ def test_a_handler_may_change_state_but_its_errors_stay_its_own():
         ({"timing": "eager"}, "`timing` must be 'lagged' or 'synchronous', got 'eager'."),
         ({"mode": "off"}, "`mode` must be 'adapt' or 'shadow', got 'off'."),
         ({"max_streams": 0}, "`max_streams` must be a whole number from 1, got 0."),
-        ({"backend": "triton"}, "`backend` must be 'auto' or 'compiled' or 'hooks', got 'triton'."),
+        (
+            {"backend": "cuda"},
+            "`backend` must be 'auto' or 'compiled' or 'triton' or 'hooks', got 'cuda'.",
+        ),
+        (
+            {"backend": "triton"},
+            '`backend="triton"` cannot be had: the model is on cpu. `backend="auto"` does without.',
+        ),
         (
             {"estimator": sa.estimators.BatchStatistics()},
             'BatchStatistics is a synchronous method: give timing="synchronous". One batch late '

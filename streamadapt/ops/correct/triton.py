@@ -35,6 +35,7 @@ def _store_leant(at, field_stride, inside, scale, shift, centre, mean, log, weig
     there = shift.to(tl.float64) + wide * scale.to(tl.float64) - moved * leant
     tl.store(at, leant.to(tl.float32), mask=inside)
     tl.store(at + field_stride, tl.where(moves, there.to(tl.float32), shift), mask=inside)
+    tl.store(at + 2 * field_stride, centre, mask=inside)
 
 
 @triton.jit
@@ -123,7 +124,7 @@ def correct_own_(
     foreign: Tensor,
     out: Tensor,
 ) -> None:
-    """See `device.correct_own_`; channels lie side by side in every argument."""
+    """See `correct.correct_own_`; channels lie side by side in every argument."""
     frames, channels = mean.shape
     block = triton.next_power_of_2(channels)
     _own[(frames,)](
@@ -152,7 +153,7 @@ def correct_own_(
 def correct_later_(
     foreign: Tensor, table: Tensor, source: Tensor, rows: Tensor | None, out: Tensor
 ) -> None:
-    """See `device.correct_later_`; channels lie side by side in every argument."""
+    """See `correct.correct_later_`; channels lie side by side in every argument."""
     channels = table.shape[2]
     _later[(len(foreign), triton.cdiv(channels, _LATER_BLOCK))](
         foreign,
