@@ -9,6 +9,7 @@ from streamadapt.moments import Moments
 from streamadapt.offline import adabn
 from streamadapt.processor import StreamProcessor
 from streamadapt.profile import SourceProfile
+from streamadapt.taps import fold
 
 try:
     __version__ = version("streamadapt")
@@ -28,6 +29,7 @@ __all__ = [
     "errors",
     "estimators",
     "events",
+    "fold",
     "instrumentation",
     "journal",
     "replay",

@@ -246,6 +246,11 @@ class Captures:
                 "A step with feature alignment cannot be captured: its matrices are decomposed "
                 "on the host's word. Leave `alignment=` out, or run without capturing."
             )
+        if engine.folded is not None:
+            raise ConfigurationError(
+                "A step of a model with folded BatchNorms cannot be captured: when statistics go "
+                "into weights is the host's to say. Capture the model that was folded instead."
+            )
         try:
             capture = Capture(engine, model, example, record=record)
         except RuntimeError as error:

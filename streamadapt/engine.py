@@ -30,9 +30,11 @@ from streamadapt.ops.device import DeviceOperations
 from streamadapt.ops.reduce import FrameMoments, reduce_frames
 from streamadapt.taps import BufferBinding, Inventory, ModelTap, Staging, Step, verify_remappable
 from streamadapt.taps.device import DeviceTables
+from streamadapt.taps.folded import FoldedLayer
 from streamadapt.taps.fused import FusedTables
 from streamadapt.taps.kernels import Tables
 from streamadapt.taps.owners import OwnerTaps
+from streamadapt.taps.refolding import Refolding
 from streamadapt.taps.statistics import (
     CommittedStatistics,
     FramesOwn,
@@ -40,6 +42,7 @@ from streamadapt.taps.statistics import (
     RowStatistics,
 )
 from streamadapt.taps.step import Settling
+from streamadapt.transfer import host_sees
 from streamadapt.weighing import FrameWeighing, StepRows
 
 Origin = Literal["source", "restored"]
@@ -93,6 +96,7 @@ class AdaptationEngine:
         head: the classifier head whose input is aligned, or None.
         kernels: that normalise and take moments in one pass; None: PyTorch's are used.
         model: what its layers are part of, to do in one pass with them what follows them.
+        refold_every: commits from one folding of statistics into weights to the next.
 
     Attributes:
         source_version: how often the source was replaced.
@@ -113,6 +117,7 @@ class AdaptationEngine:
         head: AlignedHead | None = None,
         kernels: Kernels | DeviceOperations | None = None,
         model: nn.Module | None = None,
+        refold_every: int = 8,
     ) -> None:
         self.layers = inventory.layers
         self.estimator = estimator
@@ -131,6 +136,7 @@ class AdaptationEngine:
         )
         if not bound or self._phase([0]) is not None:  # a settling pass moves inputs as well
             self._verify_remappable()
+        self._last_phase: float | None = None
         self.source_version = 0
         self.displaced: dict[int, Origin] = dict.fromkeys(range(rows), "source")
         self.on_displaced: Callable[[Iterable[int]], None] = lambda rows: None
@@ -150,7 +156,10 @@ class AdaptationEngine:
             measured = len(self._thresholds)
             self.tables = FusedTables(self.layers, self.layout, kernels, measured=measured)
         self.tap = ModelTap(self.layers)
-        self.binding = BufferBinding(self.layers)
+        self.folded = None
+        if any(layer.kind == "folded" for layer in self.layers):
+            self.folded = Refolding(self.layers, self.bank, every=refold_every)
+        self.binding = BufferBinding(self.layers, self.folded)
         self.owners = None
         if self.tables is not None and model is not None:
             self.owners = OwnerTaps(model, self.layers, self.tap, paused=self._paused)
@@ -174,14 +183,17 @@ class AdaptationEngine:
     def manners(self) -> list[str]:
         """How each layer's moments get out."""
         kernels = self._kernels
-        if kernels is None:
-            return ["hooks"] * len(self.layers)
         together = {} if self.owners is None else self.owners.manners()
-        kind = kernels.name.split()[0]
-        return [
-            f"{kind}: {together.get(index, 'BatchNorm')}" if plain else "hooks"
-            for index, plain in enumerate(kernels.plain)
-        ]
+        found = []
+        for index, layer in enumerate(self.layers):
+            if layer.kind == "folded":
+                found.append("folded")
+            elif kernels is not None and kernels.plain[index]:
+                kind = kernels.name.split()[0]
+                found.append(f"{kind}: {together.get(index, 'BatchNorm')}")
+            else:
+                found.append("hooks")
+        return found
 
     @property
     def _kernels(self) -> Tables | None:
@@ -247,6 +259,8 @@ class AdaptationEngine:
             if not replaced:
                 # What the model holds may be rounded; inputs must be moved onto exactly that.
                 self.bank.set_source(held, reset_rows=False)
+                if self.folded is not None:
+                    self.folded.adopt()
         dtypes = sorted({str(mean.dtype).removeprefix("torch.") for mean, _ in held})
         return Repair(replaced, str(device), tuple(dtypes))
 
@@ -280,7 +294,7 @@ class AdaptationEngine:
             staging=self._staging if staging is None else staging,
             exact=self.estimator.compensated,
         )
-        step.settling = settling
+        step.settling, step.folded = settling, self.folded
         now = settling is not None or (self.timing == "synchronous" and observe)
         plain = settling is not None or source
         correction = None if plain else self.estimator.correction
@@ -358,7 +372,7 @@ class AdaptationEngine:
             if head is not None:
                 weights = head.weigh(weights)
             if self._plain_commit(step):
-                return self._compiled_commit(where, observed, weights)
+                return self._compiled_commit(step, where, observed, weights)
             state = self.bank.read(where.places)
             trust = self._weighing.trust(observed, weights, state, step.settling)
             reduced = reduce_frames(observed, weights, trust)
@@ -385,7 +399,8 @@ class AdaptationEngine:
             )
             if aligned is not None:
                 aligned.write(verdict)
-            self.binding.write_back()
+            phase = self._phase(where.places)
+            self._bring_back(step, phase)
             return Committed(
                 verdict,
                 replace(reduced.moments, count=reduced.frames),
@@ -394,7 +409,7 @@ class AdaptationEngine:
                 weights,
                 trust,
                 healthy,
-                self._phase(where.places),
+                phase,
             )
 
     def apart(self, committed: Committed) -> Tensor:
@@ -414,7 +429,7 @@ class AdaptationEngine:
         return usual and self._compiled is not None and self._kernels is not None
 
     def _compiled_commit(
-        self, where: StepRows, observed: FrameMoments, weights: Tensor
+        self, step: Step, where: StepRows, observed: FrameMoments, weights: Tensor
     ) -> Committed:
         assert self._compiled is not None
         written = self._compiled(
@@ -424,7 +439,7 @@ class AdaptationEngine:
             elapsed=self._weighing.elapsed(where),
             held=where.held,
         )
-        self.binding.write_back()
+        self._bring_back(step, written.phase)
         return Committed(
             written.verdict,
             written.moments,
@@ -435,6 +450,17 @@ class AdaptationEngine:
             None,
             written.phase,
         )
+
+    def _bring_back(self, step: Step, phase: Tensor | None) -> None:
+        """Let the model have what was committed.
+
+        Weights wait for their turn, but not where a row settles, or went over to something else.
+        """
+        at_once = step.settling is not None
+        if self.folded is not None and phase is not None and host_sees(phase):
+            now = float(phase[0])
+            at_once, self._last_phase = at_once or now != self._last_phase, now
+        self.binding.committed(at_once=at_once)
 
     def reset(self, rows: Sequence[int] | range) -> None:
         """Put rows back on the source."""
@@ -474,6 +500,8 @@ class AdaptationEngine:
             self.bank.data[row, 0, span] = moments.mean.float()
             self.bank.data[row, 1, span] = moments.var.float()
             self.displaced[row] = "restored"
+        if self.folded is not None:
+            self.binding.write_back()
 
     def distances(self, row: int) -> Tensor:
         """Location-scale distance of a row from the source, `[layers]` float64."""
@@ -526,6 +554,8 @@ class AdaptationEngine:
             for layer in self.layers:
                 self.tap.strip(memo[id(layer.module)])
                 self.binding.strip(memo[id(layer.module)])
+                if isinstance(memo[id(layer.module)], FoldedLayer):
+                    memo[id(layer.module)].refold()
             if self.owners is not None:
                 self.owners.strip(memo)
             if self.head is not None:
@@ -548,10 +578,14 @@ class AdaptationEngine:
     def _statistics(self, step: Step, where: StepRows, *, now: bool, source: bool) -> RowStatistics:
         """What the layers of a step are normalised with."""
         bound = self.binding.bound
+        held = None
+        if bound and self.folded is not None:
+            own = self.bank.data[where.rows[0], :2]
+            held = torch.where(self.folded.channels, self.folded.held, own).double()
         if not now:
             rows = where.places
             return CommittedStatistics(
-                lambda: self.bank.read(rows), self.layout, bound=bound, source=source
+                lambda: self.bank.read(rows), self.layout, bound=bound, source=source, held=held
             )
         elapsed = self._weighing.elapsed(where)
 
@@ -559,7 +593,11 @@ class AdaptationEngine:
             return self._proposal(step, index, where, state, elapsed)
 
         return ProposedStatistics(
-            lambda span: self.bank.read(where.places, span), propose, self.layout, bound=bound
+            lambda span: self.bank.read(where.places, span),
+            propose,
+            self.layout,
+            bound=bound,
+            held=held,
         )
 
     def _proposal(

@@ -77,6 +77,9 @@ class StreamProcessor(Readings):
         guard: keeps out frames that are no picture, and takes back what hurts; None: nothing does.
         domains: so many worlds of each stream are remembered, with an estimator that settles, as
             the default does; 0: none.
+        refold_every: of a model from `sa.fold`, with one stream: so many commits at most are
+            answered with earlier statistics, before those at hand are folded into its weights. A
+            change of domain, and whatever you do yourself, takes effect at once.
         clock: seconds; the camera time of frames without `pts_seconds`.
 
     Raises:
@@ -117,6 +120,7 @@ class StreamProcessor(Readings):
         alarms: Alarms | None = _ALARMS,
         guard: Guard | None = None,
         domains: int = 0,
+        refold_every: int = 8,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         estimator = Restarting() if estimator is None else estimator
@@ -130,6 +134,7 @@ class StreamProcessor(Readings):
             frames_per_row=frames_per_row,
             shadow_every=shadow_every,
             max_snapshots=max_snapshots,
+            refold_every=refold_every,
         )
         if timing not in estimator.timings:
             raise ConfigurationError(
@@ -167,6 +172,7 @@ class StreamProcessor(Readings):
             guard=guard,
             domains=domains,
             kernels=kernels,
+            refold_every=refold_every,
             clock=clock,
         )
         if problem is not None:

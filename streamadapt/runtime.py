@@ -81,6 +81,7 @@ class Runtime:
         guard: Guard | None = None,
         domains: int = 0,
         kernels: Kernels | DeviceOperations | None = None,
+        refold_every: int = 8,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.model = model
@@ -99,6 +100,7 @@ class Runtime:
             head=AlignedHead.of(alignment, model, rows=max_streams, frames_per_row=frames_per_row),
             kernels=kernels,
             model=model,
+            refold_every=refold_every,
         )
         self.never_updates = isinstance(estimator, Frozen) and alignment is None
         self.streams = StreamRows(max_streams, when_full=when_full)

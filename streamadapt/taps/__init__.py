@@ -1,6 +1,8 @@
 """How moments get out of a model and statistics into it."""
 
 from streamadapt.taps.binding import BufferBinding as BufferBinding
+from streamadapt.taps.folding import FoldReport as FoldReport
+from streamadapt.taps.folding import fold as fold
 from streamadapt.taps.hooks import ModelTap as ModelTap
 from streamadapt.taps.hooks import verify_remappable as verify_remappable
 from streamadapt.taps.inventory import AdaptableLayer as AdaptableLayer
@@ -13,11 +15,13 @@ from streamadapt.taps.step import Step as Step
 __all__ = [
     "AdaptableLayer",
     "BufferBinding",
+    "FoldReport",
     "Inventory",
     "ModelTap",
     "Staging",
     "Step",
     "fingerprint_of",
+    "fold",
     "take_inventory",
     "verify_remappable",
 ]

@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from streamadapt.bank import StatisticsBank
 from streamadapt.taps.inventory import AdaptableLayer
+from streamadapt.taps.refolding import Refolding
 
 Pairs = list[tuple[Tensor, Tensor]]
 _KEYS = ("running_mean", "running_var")
@@ -23,12 +24,15 @@ class BufferBinding:
     Bound, a layer with fp32 buffers reads the bank's row itself; buffers of another dtype stay
     the model's own and are written after each commit. Unbound, the model holds the source.
 
+    The statistics of folded layers are in their weights, which are written now and then.
+
     Args:
         layers: the adaptable layers, in the bank's order.
+        folded: those of them that are folded; None: there are none.
     """
 
-    def __init__(self, layers: Sequence[AdaptableLayer]) -> None:
-        self._layers = layers
+    def __init__(self, layers: Sequence[AdaptableLayer], folded: Refolding | None = None) -> None:
+        self._layers, self.folded = layers, folded
         self.originals: Pairs = [layer.buffers for layer in layers]
         with torch.inference_mode(False), torch.no_grad():
             self._pristine = _cloned(self.originals)
@@ -52,6 +56,8 @@ class BufferBinding:
         """Where the model's statistics are, in words."""
         if not self.bound:
             return "the source's; inputs are moved frame by frame"
+        if self.folded is not None:
+            return f"folded into weights, at the latest every {self.folded.every} commits"
         if self._written:
             return "written to the model's buffers after each commit"
         return "views of the bank"
@@ -83,11 +89,16 @@ class BufferBinding:
         self._written = []
         for index, (layer, view) in enumerate(zip(self._layers, self._views, strict=True)):
             held = layer.buffers
-            if all(buffer.dtype == torch.float32 for buffer in held):
+            if layer.kind == "folded":
+                self._put(index, held)
+            elif all(buffer.dtype == torch.float32 for buffer in held):
                 self._put(index, view)
             else:
                 self._written.append(index)
                 self._put(index, held)
+        self._row = bank.data[row, :2]
+        if self.folded is not None:
+            self.folded.look()
         self.write_back()
 
     def unbind(self) -> None:
@@ -113,9 +124,23 @@ class BufferBinding:
             self._put(index, (pair[0], pair[1]))
         self._views = None
         self._written = []
+        if self.folded is not None:
+            self.folded.look()
+            self.folded.restore()
+
+    def committed(self, *, at_once: bool) -> None:
+        """The bound row was committed; folded layers take it at once, or when it is their turn."""
+        self._copy()
+        if self._views is not None and self.folded is not None:
+            self.folded.committed(self._row, at_once=at_once)
 
     def write_back(self) -> None:
-        """Copy the bound row into the buffers that cannot be views of it."""
+        """Copy the bound row into the buffers that cannot be views of it, and into weights."""
+        self._copy()
+        if self._views is not None and self.folded is not None:
+            self.folded.write(self._row)
+
+    def _copy(self) -> None:
         if self._views is None or not self._written:
             return
         targets: list[Tensor] = []
@@ -130,20 +155,28 @@ class BufferBinding:
     def detached(self) -> Iterator[None]:
         """Let the model read copies, which autograd may keep while the bank moves on."""
         kept = list(self._expected)
+        folded = [] if self.folded is None else self.folded.weights()
         with torch.inference_mode(False), torch.no_grad():
             copies = _cloned(kept)
         for index, pair in enumerate(copies):
             self._put(index, pair)
+        for layer, weight, bias in folded:
+            # As tensors of the graph, so that a gradient finds its way to the parameters.
+            _lend(layer, weight.clone(), bias.clone())
         try:
             yield
         finally:
             for index, pair in enumerate(kept):
                 self._put(index, pair)
+            for layer, weight, bias in folded:
+                _lend(layer, weight, bias)
 
     def adopt_source(self, values: Pairs) -> None:
         """Take `values` as what the model had from the start."""
         with torch.inference_mode(False), torch.no_grad():
             self._pristine = _cloned(values)
+        if self.folded is not None:
+            self.folded.adopt()
 
     def adopt_held(self) -> None:
         """Accept the buffers that the model holds now as the expected ones."""
@@ -212,6 +245,12 @@ class _InertWhenCopied:
 
 def _nothing(*args: Any) -> None:
     """Does nothing."""
+
+
+def _lend(layer: nn.Module, weight: Tensor, bias: Tensor) -> None:
+    """Put tensors where a layer's parameters are."""
+    held: Any = layer._parameters
+    held["weight"], held["bias"] = weight, bias
 
 
 def _cloned(pairs: Pairs) -> Pairs:

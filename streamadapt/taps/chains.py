@@ -177,7 +177,7 @@ def trace_chains(
     """
     index = {id(layer.module): k for k, layer in enumerate(layers) if layer.kind == "batchnorm"}
     found, alone = list[Traced](), dict[int, str]()
-    for name, (owner, called) in _owners(model, layers).items():
+    for name, (owner, called) in owners_of(model, [layer.name for layer in layers]).items():
         traced = _trace(owner, name, index, fused)
         if isinstance(traced, Traced):
             found.append(traced)
@@ -187,14 +187,19 @@ def trace_chains(
     return found, alone
 
 
-def _owners(
-    model: nn.Module, layers: Sequence[AdaptableLayer]
-) -> dict[str, tuple[nn.Module, list[int]]]:
-    """Modules that call layers in their own `forward`, plain sequences inside them included."""
+def owners_of(model: nn.Module, layers: Sequence[str]) -> dict[str, tuple[nn.Module, list[int]]]:
+    """Modules that call layers in their own `forward`, plain sequences inside them included.
+
+    Args:
+        model: that they are part of.
+        layers: names.
+
+    Returns:
+        By name, each with the indices of the layers that it calls.
+    """
     named = dict(named_modules(model))
     found: dict[str, tuple[nn.Module, list[int]]] = {}
-    for index, layer in enumerate(layers):
-        name = layer.name
+    for index, name in enumerate(layers):
         while name:
             name = name.rpartition(".")[0]
             owner = named.get(name)
@@ -212,17 +217,11 @@ def _is_sequence(module: nn.Module) -> bool:
     return isinstance(module, nn.Sequential) and plain and not hooks
 
 
-def _trace(
-    owner: nn.Module,
-    name: str,
-    index: Mapping[int, int],
-    fused: Callable[[Chain, Tensor, Tensor | None], Tensor | None],
-) -> Traced | str:
-    """What a module does, or why that is not known."""
+def traced_graph(owner: nn.Module) -> fx.Graph | str:
+    """What a module does, down to the modules that it calls itself; or why that is not known."""
     if "forward" in owner.__dict__ or isinstance(owner, fx.GraphModule | torch.jit.ScriptModule):
         return "has a `forward` of its own already"
-    arguments = _arguments(owner)
-    if arguments is None:
+    if _arguments(owner) is None:
         return "takes optional or named arguments"
     kept, problem = _Kept(owner), None
     try:
@@ -232,8 +231,20 @@ def _trace(
         problem = f"cannot be traced: {one_line(error)}"
     if kept.put_back():
         return "keeps what it sees"
-    if problem is not None:
-        return problem
+    return graph if problem is None else problem
+
+
+def _trace(
+    owner: nn.Module,
+    name: str,
+    index: Mapping[int, int],
+    fused: Callable[[Chain, Tensor, Tensor | None], Tensor | None],
+) -> Traced | str:
+    """What a module does, or why that is not known."""
+    graph, arguments = traced_graph(owner), _arguments(owner)
+    if isinstance(graph, str):
+        return graph
+    assert arguments is not None
     if any(node.op == "get_attr" for node in graph.nodes):
         return "uses tensors that it holds itself"
     traced = fx.GraphModule(owner, graph)

@@ -225,6 +225,9 @@ class DeviceStep:
             step.wrote(index, shape.positions)
         return y
 
+    def moments(self, index: int, x: Tensor) -> None:
+        """None: PyTorch's kernels take them."""
+
     def finish(self) -> None:
         """Make moments of all layers' sums, and be ready for more steps like this one."""
         step = self._step

@@ -111,6 +111,7 @@ class FusedTables:
             type(layer.module) in PLAIN_TYPES and "forward" not in layer.module.__dict__
             for layer in layers
         ]
+        self._folded = [layer.kind == "folded" for layer in layers]
         self.padded = layout.padded_channels
         count = len(layers)
         # Kept alive as long as the calls that point into them.
@@ -156,6 +157,8 @@ class FusedTables:
             with torch.inference_mode(False):
                 self._room = torch.zeros(rows, 4, self.padded)
         for index, module in enumerate(self._modules):
+            if self._folded[index]:
+                continue  # its weight is a convolution's
             parameters = module._parameters
             weight, bias = parameters.get("weight"), parameters.get("bias")
             at = 0 if weight is None else weight.data_ptr()
@@ -343,6 +346,29 @@ class FusedStep:
         if observe:
             step.wrote(index, plan.positions)
         return y
+
+    def moments(self, index: int, x: Tensor) -> StagedMoments | None:
+        """See `taps.kernels.Normalisation`."""
+        plan = self._plans[index]
+        if x.layout is not torch.strided or type(x) is not Tensor:
+            return None
+        same = x.shape == plan.shape and x.dtype is plan.dtype and x.stride() == plan.strides
+        if not (same or plan.fit(x)) or not x.is_cpu:
+            return None
+        call, tables = plan.call, self._tables
+        with torch.inference_mode(False):
+            found = torch.empty(2, plan.items, plan.call.channels, dtype=torch.float64)
+        try:
+            call.x = x.data_ptr()
+        except RuntimeError:  # a tensor of a function transform, such as `vmap`
+            return None
+        call.y = call.residual = call.rows = None
+        call.threads = self._threads
+        call.mean, call.var = found[0].data_ptr(), found[1].data_ptr()
+        call.frame_stride = call.channels
+        self._run(plan.address)
+        call.mean, call.frame_stride = None, tables.padded
+        return StagedMoments(found[0].float(), found[1].rsqrt().float())
 
     def _by_frame(self, index: int, plan: _Plan, rows: Tensor | None, *, measures: bool) -> None:
         """Moments first, for what they are normalised with depends on them."""

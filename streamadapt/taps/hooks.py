@@ -90,6 +90,29 @@ class LayerTap(ForwardTap):
         return self.original(x, *args, **kwargs)
 
 
+class FoldedTap(LayerTap):
+    """Stands in for a folded layer's `forward`: runs it, then shows its output to the step."""
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The layer's own output, moved where the step asks for it."""
+        tap = self.tap
+        z = self.original(x, *args, **kwargs)
+        if torch.compiler.is_compiling():
+            if tap.remapping:
+                scale, shift = torch.ops.streamadapt.remap_(
+                    z.detach(), tap.token, tap.key, self.index
+                )
+                return move(z, scale, shift)
+            torch.ops.streamadapt.observe_(z.detach(), tap.token, tap.key, self.index)
+            return z
+        step = tap.step
+        if step is not None and step.thread == get_ident():
+            coefficients = step.visit(self.index, z)
+            if coefficients is not None:
+                return move(z, *coefficients)
+        return z
+
+
 class ModelTap:
     """All layer taps of one model.
 
@@ -105,7 +128,10 @@ class ModelTap:
         device = layers[0].buffers[0].device
         with torch.inference_mode(False):
             self.token = torch.zeros(1, device=device)
-        self._taps = [LayerTap(self, i, layer.module) for i, layer in enumerate(layers)]
+        self._taps = [
+            (FoldedTap if layer.kind == "folded" else LayerTap)(self, index, layer.module)
+            for index, layer in enumerate(layers)
+        ]
         _taps[self.key] = self
 
     def install(self) -> None:
@@ -148,7 +174,7 @@ def verify_remappable(layer: AdaptableLayer) -> None:
     Raises:
         UnsupportedModelError: the two differ.
     """
-    if layer.kind == "batchnorm":
+    if layer.kind in ("batchnorm", "folded"):
         return
     module, (mean, var) = layer.module, layer.buffers
     generator = torch.Generator().manual_seed(0)

@@ -14,8 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from streamadapt.errors import ModelStateError, UnsupportedModelError
 from streamadapt.fingerprint import statistics_fingerprint
+from streamadapt.taps.folded import FoldedAway
 
-Kind = Literal["batchnorm", "subclass", "frozen"]
+Kind = Literal["batchnorm", "subclass", "frozen", "folded"]
 LayerFilter = Sequence[str] | Callable[[str, nn.Module], bool]
 
 PLAIN_TYPES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -30,8 +31,9 @@ class AdaptableLayer:
     Attributes:
         name: where it stands in the model.
         module: the layer.
-        kind: `batchnorm` (PyTorch's own), `subclass` (may do more, such as an activation), or
-            `frozen` (recognised by its buffers, as torchvision's `FrozenBatchNorm2d`).
+        kind: `batchnorm` (PyTorch's own), `subclass` (may do more, such as an activation),
+            `frozen` (recognised by its buffers, as torchvision's `FrozenBatchNorm2d`), or `folded`
+            (by `sa.fold`; named as its BatchNorm was, and `module` is what it is folded into).
     """
 
     name: str
@@ -58,7 +60,7 @@ class AdaptableLayer:
     @property
     def training(self) -> bool:
         """Whether it would normalise by batch statistics and change its buffers."""
-        return self.kind != "frozen" and self.module.training
+        return self.kind not in ("frozen", "folded") and self.module.training
 
     def require_inference(self) -> None:
         """Refuse a layer in training mode.
@@ -195,10 +197,14 @@ def take_inventory(model: nn.Module, *, layers: LayerFilter | None = None) -> In
         ):
             others[type(module).__name__] += 1
             continue
-        if _seems_folded(name, module):
+        kind: Kind | None = None
+        if isinstance(module, FoldedAway):
+            kind, module = "folded", module.layer
+        elif _seems_folded(name, module):
             folded.append(name)
             continue
-        kind = _kind_of(module)
+        else:
+            kind = _kind_of(module)
         if kind is None:
             continue
         if not _chosen(name, module, layers):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from streamadapt.bank import Rows, StatisticsBank
+from streamadapt.ops.collect import StagedMoments
 from streamadapt.taps.statistics import RowStatistics
 from streamadapt.taps.step import Step
 
@@ -39,6 +40,14 @@ class Normalisation(Protocol):
 
         Returns:
             The result; None, and nothing done, where that is not possible.
+        """
+
+    def moments(self, index: int, x: Tensor) -> StagedMoments | None:
+        """Moments of every frame of a tensor, and nothing else; None: there is no kernel for it.
+
+        Args:
+            index: of the layer that it belongs to.
+            x: `[frames, channels, *spatial]`.
         """
 
     def finish(self) -> None:

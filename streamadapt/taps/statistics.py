@@ -50,6 +50,7 @@ class CommittedStatistics:
         layout: the bank's.
         bound: the layers hold the (one) row's statistics, not the source's.
         source: normalise with the source's.
+        held: what the layers hold where that is neither, `[2, channels]` float64.
     """
 
     known = True
@@ -61,8 +62,10 @@ class CommittedStatistics:
         *,
         bound: bool,
         source: bool = False,
+        held: Tensor | None = None,
     ) -> None:
         self._read, self._layout, self._bound, self._as_source = read, layout, bound, source
+        self._own = held
         self._all: tuple[Tensor, Tensor] | None = None
 
     @cached_property
@@ -80,6 +83,8 @@ class CommittedStatistics:
 
     @property
     def _held(self) -> Moments:
+        if self._own is not None:
+            return Moments(self._state.source.count, *self._own)
         return self._state.moments if self._bound else self._state.source
 
     def coefficients(self, index: int) -> tuple[Tensor, Tensor]:
@@ -111,6 +116,7 @@ class ProposedStatistics:
         propose: from a layer's index and its state to the wanted moments.
         layout: the bank's.
         bound: as for `CommittedStatistics`.
+        held: likewise.
     """
 
     known = False
@@ -122,8 +128,10 @@ class ProposedStatistics:
         layout: BankLayout,
         *,
         bound: bool,
+        held: Tensor | None = None,
     ) -> None:
         self._read, self._propose, self._layout, self._bound = read, propose, layout, bound
+        self._own = held
         self._states: dict[int, State] = {}  # read once in a step, by where a layer starts
 
     def coefficients(self, index: int) -> tuple[Tensor, Tensor]:
@@ -141,6 +149,8 @@ class ProposedStatistics:
     def held(self, span: slice) -> Moments:
         """See `RowStatistics`."""
         state = self._state(span)
+        if self._own is not None:
+            return Moments(state.source.count, *self._own[:, span])
         return state.moments if self._bound else state.source
 
     def source(self, span: slice) -> Moments:

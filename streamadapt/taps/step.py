@@ -23,6 +23,7 @@ from streamadapt.transfer import upload
 if TYPE_CHECKING:
     from streamadapt.alignment.step import HeadStep
     from streamadapt.taps.kernels import Normalisation
+    from streamadapt.taps.refolding import Refolding
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +149,8 @@ class Step:
         head: what happens at the aligned head in this step; None without one.
         settling: set where the step is a settling pass.
         fused: normalises with compiled kernels; None: the layers do so themselves.
+        folded: layers that show their output instead of the BatchNorm's input; None: there are
+            none.
     """
 
     def __init__(
@@ -171,6 +174,7 @@ class Step:
         self.head: HeadStep | None = None
         self.settling: Settling | None = None
         self.fused: Normalisation | None = None
+        self.folded: Refolding | None = None
         self.positions = [0.0] * len(layout.layers)
         self._only: int | None = None
         self._rows = rows
@@ -193,7 +197,16 @@ class Step:
         return tuple(layer.name for layer, positions in pairs if not positions)
 
     def visit(self, index: int, x: Tensor) -> tuple[Tensor, Tensor] | None:
-        """See a layer's input; returns the coefficients to move it by, `[frames, channels]`."""
+        """See a layer's input; returns the coefficients to move it by, `[frames, channels]`.
+
+        A folded layer's output takes the input's place.
+        """
+        coefficients = self._visit(index, x)
+        if coefficients is None or self.folded is None or index not in self.folded.indices:
+            return coefficients
+        return self.folded.outputs(index, *coefficients)
+
+    def _visit(self, index: int, x: Tensor) -> tuple[Tensor, Tensor] | None:
         staged, items = None, x.shape[0]
         if self.observe and x.numel() > 0 and self._only in (None, index):
             staged = self._stage(index, x.detach())
@@ -204,7 +217,7 @@ class Step:
             if not self.own.measures(index, math.prod(x.shape[2:])):
                 staged = None
             elif staged is None:
-                staged = self._collect(x.detach())
+                staged = self._collect(index, x.detach())
             found = self.own.coefficients(index, staged, items, rows)
             if found is not None:
                 return found
@@ -262,15 +275,20 @@ class Step:
             return self._staging.complete(self._room, self._staged, self._direct, self.positions)
         return self._staging.gather(self._staged, self.positions, self.entries)
 
-    def _collect(self, x: Tensor) -> StagedMoments:
-        return collect(x, scratch=self._staging.scratch, exact=self._exact)
+    def _collect(self, index: int, x: Tensor) -> StagedMoments:
+        if self.folded is None or index not in self.folded.indices:
+            return collect(x, scratch=self._staging.scratch, exact=self._exact)
+        found = None if self.fused is None else self.fused.moments(index, x)
+        if found is None:
+            found = collect(x, scratch=self._staging.scratch, exact=self._exact)
+        return self.folded.recover(index, found)
 
     def _stage(self, index: int, x: Tensor) -> StagedMoments:
         """Remember a layer's moments for the commit; returns those of its items."""
         entries, (items, _, *spatial) = self.entries, x.shape
         if entries is None:
             entries = self.entries = items
-        collected = staged = self._collect(x)
+        collected = staged = self._collect(index, x)
         positions = float(math.prod(spatial))
         if items != entries or self.seen(index):
             seen = self._per_entry(*staged.moments(), positions)

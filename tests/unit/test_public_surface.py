@@ -94,6 +94,7 @@ def test_the_surface_is_what_the_documentation_promises() -> None:
         "errors",
         "estimators",
         "events",
+        "fold",
         "instrumentation",
         "journal",
         "replay",
