@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from streamadapt import alignment, drift, errors, estimators, events, journal
+from streamadapt import alignment, between, drift, errors, estimators, events, journal
 from streamadapt.calibration import calibrate
 from streamadapt.guard import Guard
 from streamadapt.moments import Moments
@@ -24,6 +24,7 @@ __all__ = [
     "__version__",
     "adabn",
     "alignment",
+    "between",
     "calibrate",
     "drift",
     "errors",

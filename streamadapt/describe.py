@@ -37,6 +37,8 @@ class Description:
         alarms: how drift is watched for; None: it is not.
         guard: None without one.
         domains: how many worlds of each stream are remembered.
+        adapt_every: every so many batches adapt.
+        between: what answers those in between; None: the model.
     """
 
     model: str
@@ -50,6 +52,8 @@ class Description:
     alarms: str | None
     guard: str | None
     domains: int
+    adapt_every: int
+    between: str | None
     frozen: bool
     max_streams: int
     streams: tuple[Hashable, ...]
@@ -77,6 +81,9 @@ class Description:
         lines += [f"  {one}" for one in (self.alignment, self.guard) if one is not None]
         if self.domains:
             lines.append(f"  remembers {self.domains} domains of each stream")
+        if self.adapt_every > 1:
+            by = "the model" if self.between is None else self.between
+            lines.append(f"  adapts every {self.adapt_every} batches; in between answers {by}")
         width = max(len(layer.name) for layer in self.layers)
         lines += [
             f"  {layer.name:<{width}}  {layer.type}  {layer.channels:>5}  {layer.dtype}  "

@@ -274,6 +274,7 @@ class AdaptationEngine:
         settling: Settling | None = None,
         source: bool = False,
         staging: Staging | None = None,
+        correct: bool = True,
     ) -> Iterator[Step]:
         """Arm the tap for one forward of this thread.
 
@@ -284,6 +285,7 @@ class AdaptationEngine:
             settling: the forward is a settling pass.
             source: normalise as the source, whatever the rows hold.
             staging: where moments go; None: where those of other steps go.
+            correct: single frames, if the estimator does so.
         """
         step = Step(
             self.layout,
@@ -296,7 +298,7 @@ class AdaptationEngine:
         )
         step.settling, step.folded = settling, self.folded
         now = settling is not None or (self.timing == "synchronous" and observe)
-        plain = settling is not None or source
+        plain = settling is not None or source or not correct
         correction = None if plain else self.estimator.correction
         bound = self.binding.bound
         moves = now or source or not bound

@@ -11,11 +11,21 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Outcome = Literal["updated", "frozen", "rejected", "held", "empty", "failed", "unobserved", "idle"]
+Outcome = Literal[
+    "updated",
+    "frozen",
+    "rejected",
+    "held",
+    "empty",
+    "failed",
+    "unobserved",
+    "idle",
+    "between",
+]
 """What a step did to the statistics: `updated` at least one row; `frozen` by `freeze()`;
 `rejected` because no frame was usable; `held` by the guard; `empty` batch; `failed` inside the
 update; `unobserved` because no adaptable layer was executed; `idle`, a shadow step between two
-candidate passes."""
+candidate passes; `between`, a batch between two that adapt, see `adapt_every`."""
 
 Rejection = Literal["nonfinite", "black", "saturated", "frozen", "shape"]
 """Why a frame is not learned from; see `FramesRejected`."""
@@ -317,6 +327,22 @@ class KernelsUnavailable(Event):
     """A model is adapted with PyTorch's own kernels, which costs more; told once."""
 
     reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineBuilt(Event):
+    """Batches in between are answered by an engine that was built for the present statistics."""
+
+    engine: str
+    build_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineFailed(Event):
+    """It could not be built, or raised; batches in between run on the adapted model."""
+
+    engine: str
+    error: str
 
 
 @dataclass(frozen=True, kw_only=True)

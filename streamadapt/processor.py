@@ -14,6 +14,8 @@ from streamadapt import events as ev
 from streamadapt.alignment import Coral
 from streamadapt.arguments import check_at_least_one, check_choice, check_types
 from streamadapt.backends import Backend, choose_kernels
+from streamadapt.between import Builder
+from streamadapt.between.builder import Build, builder_of, check_between
 from streamadapt.drift import Alarms
 from streamadapt.errors import ConfigurationError
 from streamadapt.estimators import Estimator, Restarting
@@ -80,6 +82,13 @@ class StreamProcessor(Readings):
         refold_every: of a model from `sa.fold`, with one stream: so many commits at most are
             answered with earlier statistics, before those at hand are folded into its weights. A
             change of domain, and whatever you do yourself, takes effect at once.
+        adapt_every: every so many batches adapt; those in between run on the statistics at hand,
+            and single frames are not corrected in them. A stream that settles, or had an alarm,
+            adapts with every batch. Frames in between count as time that passed.
+        between: what answers batches in between, where they are as it was built for: one of
+            `sa.between`, or a function from a plain model, folded, to what answers like it. It is
+            built in the background, again when statistics have moved; until then, and with grad
+            enabled, the adapted model answers.
         clock: seconds; the camera time of frames without `pts_seconds`.
 
     Raises:
@@ -121,6 +130,8 @@ class StreamProcessor(Readings):
         guard: Guard | None = None,
         domains: int = 0,
         refold_every: int = 8,
+        adapt_every: int = 1,
+        between: Builder | Build | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         estimator = Restarting() if estimator is None else estimator
@@ -135,7 +146,16 @@ class StreamProcessor(Readings):
             shadow_every=shadow_every,
             max_snapshots=max_snapshots,
             refold_every=refold_every,
+            adapt_every=adapt_every,
         )
+        if between is not None:
+            between = builder_of(between)
+            check_between(
+                adapt_every=adapt_every,
+                max_streams=max_streams,
+                timing=timing,
+                aligned=alignment is not None,
+            )
         if timing not in estimator.timings:
             raise ConfigurationError(
                 f'{type(estimator).__name__} is a synchronous method: give timing="synchronous". '
@@ -173,6 +193,8 @@ class StreamProcessor(Readings):
             domains=domains,
             kernels=kernels,
             refold_every=refold_every,
+            adapt_every=adapt_every,
+            between=between,
             clock=clock,
         )
         if problem is not None:
@@ -384,6 +406,8 @@ class StreamProcessor(Readings):
         runtime = self._runtime
         with runtime.step_lock.change():
             runtime.frozen = True
+            if runtime.between is not None:
+                runtime.between.forget()
             runtime.post(ev.AdaptationFrozen(step=runtime.steps))
 
     def resume(self) -> None:
@@ -430,11 +454,16 @@ class StreamProcessor(Readings):
             runtime.post(ev.ModeChanged(step=runtime.steps, mode=mode))
 
     def flush(self) -> None:
-        """Wait for the device and the journal; deliver the events that are still on their way."""
+        """Wait for the device, the engine in between and the journal.
+
+        Delivers the events that are still on their way.
+        """
         runtime = self._runtime
         with runtime.step_lock.change():
             with runtime.state_lock:
                 runtime.readouts.flush()
+            if runtime.between is not None:
+                runtime.between.wait(runtime.steps)
             if runtime.recorder is not None:
                 runtime.recorder.flush()
             runtime.outbox.deliver()
@@ -451,6 +480,8 @@ class StreamProcessor(Readings):
                     runtime.drift.close()
                     runtime.captures.clear()
                     runtime.closed = True
+                if runtime.between is not None:
+                    runtime.between.forget()
                 runtime.post(ev.Unwrapped(step=runtime.steps))
                 if runtime.recorder is not None:
                     runtime.recorder.close(runtime.steps)

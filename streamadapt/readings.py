@@ -204,6 +204,8 @@ class Readings:
             alarms=None if runtime.drift.alarms is None else repr(runtime.drift.alarms),
             guard=None if runtime.guard.guard is None else repr(runtime.guard.guard),
             domains=runtime.domains.capacity,
+            adapt_every=runtime.duty.every,
+            between=None if runtime.between is None else repr(runtime.between.builder),
             frozen=runtime.frozen,
             max_streams=runtime.max_streams,
             streams=self.streams,

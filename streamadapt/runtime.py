@@ -12,9 +12,12 @@ from torch import nn
 
 from streamadapt.alignment import Coral
 from streamadapt.alignment.head import AlignedHead
+from streamadapt.between.builder import Builder
+from streamadapt.between.running import Between
 from streamadapt.capturing import Captures
 from streamadapt.domains import DomainBook
 from streamadapt.drift.alarms import Alarms
+from streamadapt.duty import DutyCycle
 from streamadapt.engine import AdaptationEngine
 from streamadapt.errors import ModelStateError, one_line
 from streamadapt.estimators import Estimator, Frozen
@@ -82,6 +85,8 @@ class Runtime:
         domains: int = 0,
         kernels: Kernels | DeviceOperations | None = None,
         refold_every: int = 8,
+        adapt_every: int = 1,
+        between: Builder | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.model = model
@@ -114,13 +119,17 @@ class Runtime:
             readouts=self.readouts,
             layers=len(inventory.layers),
             clock=clock,
-            on_alarm=lambda row: self.guard.suspect(row),
+            on_alarm=self._alarmed,
         )
         self.phases = PhaseBook(
             self.outbox,
             self.readouts,
             judges=class_scores,
             on_change=self._phase_changed,
+        )
+        self.duty = DutyCycle(
+            adapt_every,
+            settling=lambda rows: self.phases.due(rows) if self.engine.has_phases else (),
         )
         self.guard = GuardBook(
             None if self.never_updates else guard,
@@ -146,6 +155,16 @@ class Runtime:
         )
         self.captures = Captures()
         self.engine.on_displaced = self._displaced
+        self.between = None
+        if between is not None:
+            self.between = Between(
+                between,
+                model=model,
+                engine=self.engine,
+                outbox=self.outbox,
+                readouts=self.readouts,
+                trouble=self.ledger.trouble,
+            )
         self.recorder = (
             None
             if journal is None
@@ -170,6 +189,18 @@ class Runtime:
         self.phases.forget(rows)
         self.drift.forget(rows)
         self.guard.displaced(rows)
+        self.duty.forget(rows)
+        if self.between is not None:
+            self.between.forget()
+
+    def _alarmed(self, row: int) -> None:
+        self.guard.suspect(row)
+        self.duty.alarmed(row)
+
+    @property
+    def settled(self) -> bool:
+        """Whether no row is known to settle."""
+        return not any(self.phases.due(range(self.max_streams)) if self.engine.has_phases else ())
 
     def _phase_changed(
         self, step: int, stream: Hashable, row: int, before: Phase | None, now: Phase
@@ -224,6 +255,8 @@ class Runtime:
         captures = self.captures.clear()
         if captures:
             self.outbox.post(CapturesDropped(step=self.steps, captures=captures))
+        if self.between is not None:
+            self.between.model_changed()
         if not repair.source_replaced:
             self.outbox.post(
                 BuffersRebound(step=self.steps, device=repair.device, dtypes=repair.dtypes)

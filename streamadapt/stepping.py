@@ -120,18 +120,26 @@ class Stepper:
             watch = Stopwatch(runtime.engine.device)
             frames = frames_by_stream(admission, real)
             undo = runtime.admit(admission)
-            if runtime.updating and where.rows:
+            counts = tuple(frames.values())
+            idle = self._idle(where, counts)
+            if not idle:
+                where = replace(where, elapsed_seconds=runtime.duty.since(where.rows, elapsed))
+            if runtime.updating and where.rows and not idle:
                 where = self._guarded(call, where, frames)
             try:
-                output, step = self._forward(call, where, entries, watch)
+                output, step = self._forward(call, where, entries, watch, idle=idle)
             except BaseException as error:
                 undo()
                 runtime.post(ForwardFailed(step=runtime.steps, error=one_line(error)))
                 raise
             runtime.announce(admission)
             runtime.newest_pts.update(newest)
-            runtime.drift.pass_time(where.rows, where.elapsed_seconds)
-            outcome, committed = self._outcome(step, where)
+            runtime.duty.passed(where.rows, elapsed, counts, adapted=not idle)
+            if not idle:
+                runtime.drift.pass_time(where.rows, where.elapsed_seconds)
+            outcome, committed = self._outcome(step, where, idle=idle)
+            if isinstance(step, Step) and step.own is not None and step.own.suspects:
+                runtime.duty.suspect(where.rows)
             if committed is not None and runtime.drift.due(where.rows):
                 with runtime.state_lock:
                     apart = runtime.engine.apart(committed)
@@ -147,6 +155,8 @@ class Stepper:
                     if runtime.timing == "synchronous" and runtime.mode == "adapt":
                         output = again
             runtime.drift.export(runtime.steps, call.frames, where)
+            if runtime.between is not None and runtime.mode == "adapt":
+                self._look_between(idle)
             watch.mark()
             with runtime.state_lock:
                 verdict = None if committed is None else committed.verdict
@@ -159,6 +169,37 @@ class Stepper:
             runtime.steps += 1
             runtime.outbox.deliver()
             return output
+
+    def _idle(self, where: StepRows, frames: Sequence[int]) -> bool:
+        """Whether a batch is between two that adapt."""
+        runtime = self._runtime
+        if runtime.duty.every == 1 or runtime.mode != "adapt" or not where.rows:
+            return False
+        if runtime.updating:
+            self._act()
+        if where.ids is not None and runtime.guard.guard is not None:
+            return False  # labels will come for what it answers
+        return not runtime.duty.due(where.rows, where.elapsed_seconds, frames)
+
+    def _act(self) -> None:
+        """Carry out what was decided since the last step."""
+        runtime = self._runtime
+
+        def act() -> None:
+            with runtime.state_lock:
+                runtime.domains.act(runtime.steps)
+                runtime.guard.act(runtime.steps)
+
+        runtime.beside("guard", act)
+
+    def _look_between(self, idle: bool) -> None:
+        """See to the engine for batches in between; after those, only where there is none."""
+        runtime = self._runtime
+        between = runtime.between
+        assert between is not None
+        if not idle or not between.ready:
+            with runtime.state_lock:
+                between.look(runtime.steps, settled=runtime.settled)
 
     def _guarded(self, call: Call, where: StepRows, frames: Mapping[Hashable, int]) -> StepRows:
         """The step's rows, and what the guard keeps from them."""
@@ -208,21 +249,29 @@ class Stepper:
                 runtime.recorder.record(facts, committed, output)
 
     def _forward(
-        self, call: Call, where: StepRows, entries: int | None, watch: Stopwatch
+        self,
+        call: Call,
+        where: StepRows,
+        entries: int | None,
+        watch: Stopwatch,
+        *,
+        idle: bool,
     ) -> tuple[Any, Step | CapturedStep | None]:
         """The caller's output, and the step to commit: in shadow mode, the candidate's."""
         runtime, engine = self._runtime, self._runtime.engine
         adapting = runtime.mode == "adapt" and bool(where.rows) and not runtime.never_updates
         step: Step | CapturedStep | None = None
         watch.mark()
-        capture = self._capture_for(call) if adapting else None
+        capture = self._capture_for(call) if adapting and not idle else None
         if capture is not None:
             with runtime.step_lock.forward(), runtime.state_lock:
                 output, step = capture(call.frames, where, observe=runtime.updating)
             watch.mark()
             return output, step
         with runtime.step_lock.forward(), self._buffers_for_autograd():
-            if adapting and (runtime.updating or engine.needs_arming):
+            if idle:
+                output = self._between(call, where, entries)
+            elif adapting and (runtime.updating or engine.needs_arming):
                 with engine.armed(where, entries=entries, observe=runtime.updating) as step:
                     output = call(runtime)
             else:
@@ -248,6 +297,19 @@ class Stepper:
                 reason = "no step was captured for such frames"
         runtime.outbox.post(CaptureMissed(step=runtime.steps, reason=reason))
         return None
+
+    def _between(self, call: Call, where: StepRows, entries: int | None) -> Any:
+        """A batch between two that adapt: nothing but the model, or what was built of it."""
+        runtime, engine = self._runtime, self._runtime.engine
+        between = runtime.between
+        if between is not None and between.answers(call.frames, bool(call.args or call.kwargs)):
+            answered, output = between(call.frames, runtime.steps)
+            if answered:
+                return output
+        if engine.binding.bound and engine.head is None:
+            return call(runtime)
+        with engine.armed(where, entries=entries, observe=False, correct=False):
+            return call(runtime)
 
     def _candidate(
         self, call: Call, where: StepRows, entries: int | None, source_output: Any
@@ -288,15 +350,17 @@ class Stepper:
         return step
 
     def _outcome(
-        self, step: Step | CapturedStep | None, where: StepRows
+        self, step: Step | CapturedStep | None, where: StepRows, *, idle: bool
     ) -> tuple[Outcome, Committed | None]:
         """Commit what there is to commit, and say what came of it."""
         runtime = self._runtime
         if not where.rows:
             return "empty", None
+        if idle:
+            return ("between" if runtime.updating else "frozen"), None
         if step is None or not step.observe:
-            idle = runtime.mode == "shadow" and runtime.updating
-            return ("idle" if idle else "frozen"), None
+            shadow = runtime.mode == "shadow" and runtime.updating
+            return ("idle" if shadow else "frozen"), None
         self._note_unobserved(step)
         trouble = runtime.ledger.trouble
         if len(step.unobserved) == len(runtime.engine.layers):

@@ -201,6 +201,11 @@ class FramesOwn:
     def foreign(self, found: Tensor) -> None:
         self._foreign, self._later = found.unsqueeze(1), None
 
+    @property
+    def suspects(self) -> bool:
+        """Whether some frame was unlike its row, where knowing that takes no waiting."""
+        return self._foreign is not None and self._foreign.device.type == "cpu"
+
     def coefficients(
         self, index: int, staged: StagedMoments | None, items: int, rows: Tensor | None
     ) -> tuple[Tensor, Tensor] | None:

@@ -1,0 +1,47 @@
+"""`torch.compile` with Inductor's freezing, which makes constants of weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from streamadapt.between.builder import Builder, ordinary_copy
+
+
+def inductor_frozen(example: Tensor, *, moved: float = 0.003) -> Builder:
+    """Batches in between are answered by the model compiled and frozen for one shape of batch.
+
+    Building takes seconds to minutes of all cores, in the background. It is worth it where a stream
+    stays in its world for long.
+
+    Args:
+        example: a batch as they come: shape, dtype, device, memory format.
+        moved: see `Builder`.
+    """
+    example = ordinary_copy(example)
+
+    def build(model: nn.Module) -> Any:
+        # Graphs of a former build are let go with its function; they share no cache.
+        compiled = torch.compile(model, fullgraph=True, dynamic=False, options={"freezing": True})
+
+        def run(frames: Tensor) -> Any:
+            # Compiled for tensors like the example: an inference tensor would compile it anew.
+            with torch.inference_mode(False), torch.no_grad():
+                return compiled(_ordinary(frames))
+
+        run(example)
+        return run
+
+    return Builder(build, name="inductor_frozen", example=example, moved=moved)
+
+
+def _ordinary(frames: Tensor) -> Tensor:
+    if not frames.is_inference():
+        return frames.detach()
+    return torch.from_numpy(frames.numpy()) if _shares_with_numpy(frames) else frames.clone()
+
+
+def _shares_with_numpy(frames: Tensor) -> bool:
+    return frames.device.type == "cpu" and frames.dtype in (torch.float32, torch.float64)
