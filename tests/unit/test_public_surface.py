@@ -92,7 +92,6 @@ def test_the_surface_is_what_the_documentation_promises() -> None:
         "adabn",
         "alignment",
         "between",
-        "capturing",
         "calibrate",
         "drift",
         "errors",
