@@ -1,4 +1,4 @@
-"""How a model's layers are normalised and looked at."""
+"""How a model's layers are normalised and looked at, and what commits a step."""
 
 from __future__ import annotations
 

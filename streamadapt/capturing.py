@@ -145,9 +145,10 @@ class Capture:
         """The step's rows as the device knows them; part of what is recorded."""
         entries, rows = self.shape[0], self._rows
         places, index, weights, elapsed, allowed = self._control.split(self._parts)
-        one = self._engine.bank.rows == 1
+        one, numbers = self._engine.bank.rows == 1, places.long()
         control = StepControl(
-            rows=(0,) if one else places.long(),
+            rows=(0,) if one else numbers,
+            numbers=numbers,
             index=None if one else index.long(),
             weights=weights.view(rows, entries),
             elapsed=elapsed.view(rows, 1),

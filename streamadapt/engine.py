@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from streamadapt.alignment.features import FeatureMoments
 from streamadapt.alignment.head import AlignedHead
 from streamadapt.bank import Rows, RowState, State, StatisticsBank
-from streamadapt.committing import CompiledCommit
+from streamadapt.committing import KernelCommit, Written, choose_commit
 from streamadapt.drift import location_scale_distance
 from streamadapt.drift.scores import observed_distances
 from streamadapt.errors import ModelStateError
@@ -103,6 +103,7 @@ class AdaptationEngine:
         displaced: rows whose state was put there otherwise than by a step, and from where; a
             journal takes out what it has written down.
         on_displaced: called with such rows.
+        on_kernels_unavailable: called with the reason when kernels fail; PyTorch does the rest.
     """
 
     def __init__(
@@ -145,7 +146,9 @@ class AdaptationEngine:
             head.require_device(self.device)
             self.bank.companion = head.rows
         self._staging = Staging(self.layout)
-        self._compiled = CompiledCommit.of(kernels, estimator, self.layout, self.bank)
+        self.on_kernels_unavailable: Callable[[str], None] = lambda reason: None
+        self._given_kernels = kernels
+        self._commits = self._choose_commit()
         correction = estimator.correction
         self._thresholds = () if correction is None else correction.thresholds(len(self.layers))
         self._weighing = FrameWeighing(self.layout, estimator, self.device)
@@ -245,6 +248,7 @@ class AdaptationEngine:
             if self.head is not None:
                 self.head.moved(device)
             self._weighing = FrameWeighing(self.layout, self.estimator, device)
+            self._commits = self._choose_commit()
         if replaced:
             values = [(mean.detach().clone(), var.detach().clone()) for mean, var in held]
             self.bank.set_source(values)
@@ -374,7 +378,9 @@ class AdaptationEngine:
             if head is not None:
                 weights = head.weigh(weights)
             if self._plain_commit(step):
-                return self._compiled_commit(step, where, observed, weights)
+                written = self._commit_by_kernels(where, observed, weights)
+                if written is not None:
+                    return self._committed(step, written, observed, weights)
             state = self.bank.read(where.places)
             trust = self._weighing.trust(observed, weights, state, step.settling)
             reduced = reduce_frames(observed, weights, trust)
@@ -425,22 +431,32 @@ class AdaptationEngine:
                 self.layout,
             )
 
-    def _plain_commit(self, step: Step) -> bool:
-        """Whether the compiled kernel does what a step asks for."""
-        usual = step.settling is None and step.head is None and not step.unobserved
-        return usual and self._compiled is not None and self._kernels is not None
-
-    def _compiled_commit(
-        self, step: Step, where: StepRows, observed: FrameMoments, weights: Tensor
-    ) -> Committed:
-        assert self._compiled is not None
-        written = self._compiled(
-            where.rows,
-            observed,
-            weights,
-            elapsed=self._weighing.elapsed(where),
-            held=where.held,
+    def _choose_commit(self) -> KernelCommit | None:
+        return choose_commit(
+            self._given_kernels,
+            self.estimator,
+            self.layout,
+            self.bank,
+            on_failure=lambda reason: self.on_kernels_unavailable(reason),
         )
+
+    def _plain_commit(self, step: Step) -> bool:
+        """Whether kernels do what a step asks for."""
+        usual = step.settling is None and step.head is None and not step.unobserved
+        return usual and self._commits is not None
+
+    def _commit_by_kernels(
+        self, where: StepRows, observed: FrameMoments, weights: Tensor
+    ) -> Written | None:
+        assert self._commits is not None
+        elapsed, control = self._weighing.elapsed(where), where.control
+        rows: Rows = where.rows if control is None else control.numbers
+        held = where.held if control is None else control.allowed
+        return self._commits(rows, observed, weights, elapsed=elapsed, held=held)
+
+    def _committed(
+        self, step: Step, written: Written, observed: FrameMoments, weights: Tensor
+    ) -> Committed:
         self._bring_back(step, written.phase)
         return Committed(
             written.verdict,

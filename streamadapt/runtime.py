@@ -27,6 +27,7 @@ from streamadapt.events import (
     CapturesDropped,
     Event,
     GuardFailed,
+    KernelsUnavailable,
     Phase,
     SnapshotDropped,
     SourceReplaced,
@@ -106,6 +107,9 @@ class Runtime:
             kernels=kernels,
             model=model,
             refold_every=refold_every,
+        )
+        self.engine.on_kernels_unavailable = lambda reason: self.outbox.post(
+            KernelsUnavailable(step=self.steps, reason=reason)
         )
         self.never_updates = isinstance(estimator, Frozen) and alignment is None
         self.streams = StreamRows(max_streams, when_full=when_full)

@@ -64,7 +64,8 @@ class StepControl:
     """What a captured step obeys, all on the device.
 
     Attributes:
-        rows: `[rows]` int64, of the bank, each once; the same for ever where there is one.
+        rows: of the bank, each once; the same for ever where there is one.
+        numbers: the same, `[rows]` int64.
         index: `[entries]` int64, into `rows`; None when there is one row.
         weights: `[rows, entries]` float64, 1 for frames of a row, 0 for others and for padding.
         elapsed: `[rows, 1]` float64, camera time since each row's previous frames.
@@ -72,6 +73,7 @@ class StepControl:
     """
 
     rows: Rows
+    numbers: Tensor
     index: Tensor | None
     weights: Tensor
     elapsed: Tensor

@@ -6,9 +6,10 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from types import ModuleType
 from typing import Any
 
-from streamadapt.ops import apply, correct, finalise, tables
+from streamadapt.ops import apply, commit, correct, finalise, tables
 
 _WHERE = {
     "collect_partials": apply,
@@ -29,10 +30,12 @@ class DeviceOperations:
     Attributes:
         name: of the implementation.
         device_type: of the tensors that it is for.
+        commits: the operators of commits, `ops.commit.triton`; None: PyTorch commits.
     """
 
     name: str
     device_type: str
+    commits: ModuleType | None
     collect_partials: Callable[..., Any]
     apply_collect: Callable[..., Any]
     apply_collect_: Callable[..., Any]
@@ -55,4 +58,5 @@ def device_operations(name: str = "triton", *, device_type: str = "cuda") -> Dev
         folder = "device" if (name, package) == ("native", correct) else name
         module = importlib.import_module(f"{package.__name__}.{folder}")
         found[operation] = getattr(module, operation)
-    return DeviceOperations(name=name, device_type=device_type, **found)
+    commits = None if name == "native" else importlib.import_module(f"{commit.__name__}.{name}")
+    return DeviceOperations(name=name, device_type=device_type, commits=commits, **found)

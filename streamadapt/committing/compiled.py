@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from streamadapt.bank import StatisticsBank
+from streamadapt.bank import Rows, StatisticsBank
+from streamadapt.committing.written import Written
 from streamadapt.estimators import Estimator, Restarting
 from streamadapt.layout import BankLayout, layers_up_to
 from streamadapt.moments import Moments
@@ -32,17 +32,6 @@ _COLUMNS = (
     "level",
     "material",
 )
-
-
-@dataclass(frozen=True, eq=False)
-class Written:
-    """What a commit did; see `engine.Committed`."""
-
-    verdict: Tensor
-    moments: Moments
-    frames: Tensor
-    trust: Tensor | None
-    phase: Tensor
 
 
 class CompiledCommit:
@@ -86,6 +75,8 @@ class CompiledCommit:
             unlike=estimator.unlike,
         )
 
+    device_type = "cpu"
+
     @classmethod
     def of(
         cls,
@@ -101,22 +92,16 @@ class CompiledCommit:
 
     def __call__(
         self,
-        rows: Sequence[int],
+        rows: Rows,
         observed: FrameMoments,
         weights: Tensor,
         *,
         elapsed: Tensor,
-        held: Sequence[bool] | None,
-    ) -> Written:
-        """Commit what a step showed, which must not be a settling pass, in all layers.
-
-        Args:
-            rows: of the bank.
-            observed: moments of the frames, in all layers.
-            weights: `[rows, frames]` float64.
-            elapsed: `[rows, 1]` float64, camera time since each row's previous frames.
-            held: which rows are not to be changed; None: none.
-        """
+        held: Sequence[bool] | Tensor | None,
+    ) -> Written | None:
+        """See `KernelCommit`."""
+        if isinstance(rows, Tensor) or isinstance(held, Tensor):
+            return None  # what C writes is not part of what is captured
         bank, call = self._bank, self._call
         count, (batch, channels) = len(rows), observed.mean.shape
         weights, mean, var = (one.contiguous() for one in (weights, observed.mean, observed.var))

@@ -1,0 +1,356 @@
+"""Launches, as operators that tracing and graphs know."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from streamadapt.ops.commit.plan import CHUNK
+from streamadapt.ops.commit.triton.blending import COUNTED, blend_rows, write_rows
+from streamadapt.ops.commit.triton.deciding import decide_rows
+from streamadapt.ops.commit.triton.moving import move_rows
+from streamadapt.ops.commit.triton.pooling import ENOUGH_FRAMES, look_at_frames
+from streamadapt.ops.commit.triton.tables import fill_rows
+
+_TILE = 2048  # values of a [frames, channels] tile, 16 to a thread
+_WRITTEN = 512  # channels of a row that one program decides on
+_SUMS = 256
+
+
+def _power_of_two(count: int) -> int:
+    return 1 << max(count - 1, 0).bit_length()
+
+
+def _look(
+    mean: Tensor,
+    var: Tensor,
+    weights: Tensor,
+    rows: Tensor,
+    data: Tensor,
+    chunks: Tensor,
+    layers: Tensor,
+    parts: Tensor,
+    trust: Tensor,
+    *,
+    judged: bool,
+) -> None:
+    """The first launch; a frame that is alone does without."""
+    count, frames = weights.shape
+    if frames == 1:
+        return
+    look_at_frames[(chunks.shape[1], frames)](
+        mean,
+        var,
+        weights,
+        rows,
+        data,
+        chunks,
+        layers,
+        parts,
+        trust,
+        mean.stride(0),
+        var.stride(0),
+        count,
+        frames,
+        mean.shape[1],
+        chunks.shape[1],
+        layers.shape[1],
+        JUDGED=judged,
+        ROWS=_power_of_two(count),
+        BLOCK=CHUNK,
+    )
+
+
+def _sizes(frames: int) -> dict[str, int | bool]:
+    """Of the tiles in which frames are pooled, and the warps that do so."""
+    whole = _power_of_two(frames)
+    return {
+        "ALONE": frames == 1,
+        "FRAMES": whole,
+        "CHUNKS": max(_TILE // (2 * whole), 8) if frames > 1 else 8,
+        "BLOCK": CHUNK,
+        "PART": min(CHUNK, max(_TILE // whole, 16)),
+        "num_warps": 4 if whole <= 32 else 8,  # with more frames, 4 run out of registers
+    }
+
+
+@torch.library.custom_op(
+    "streamadapt::commit_restarting",
+    mutates_args=(
+        "data",
+        "tallies",
+        "pooled",
+        "results",
+        "trust",
+        "parts",
+        "row_parts",
+        "before",
+        "candidate",
+    ),
+)
+def commit_restarting(
+    mean: Tensor,
+    var: Tensor,
+    weights: Tensor,
+    elapsed: Tensor,
+    allowed: Tensor,
+    rows: Tensor,
+    positions: Tensor,
+    parameters: Tensor,
+    source: Tensor,
+    chunks: Tensor,
+    layers: Tensor,
+    data: Tensor,
+    tallies: Tensor,
+    pooled: Tensor,
+    results: Tensor,
+    trust: Tensor,
+    parts: Tensor,
+    row_parts: Tensor,
+    before: Tensor,
+    candidate: Tensor,
+) -> None:
+    """Reduce a step's frames, move `Restarting` on, and write the bank: two or three launches.
+
+    Args:
+        mean: `[frames, channels]` float64, of each frame; `channels` with padding, side by side.
+        var: likewise.
+        weights: `[rows, frames]` float64; a frame has weight in one row at most.
+        elapsed: `[rows]` float64, camera time since each row's previous frames.
+        allowed: `[rows]` float64, zero where a row is not to be changed, else one.
+        rows: `[rows]` int64, of the bank, each once.
+        positions: `[layers]` float64, of one frame.
+        parameters: float64, in the order of `RESTARTING`.
+        source: `[2, channels]` fp32.
+        chunks: of `Places`.
+        layers: likewise.
+        data: `[*, 4, channels]` fp32, the bank's.
+        tallies: `[*, 2 + layers + 13]` float64, the bank's, with scalars in the order of `SCALARS`.
+        pooled: of `Outcome`, written.
+        results: likewise.
+        trust: likewise.
+        parts: of `Room`.
+        row_parts: likewise.
+        before: likewise.
+        candidate: likewise.
+    """
+    count, frames = weights.shape
+    judged = frames >= int(ENOUGH_FRAMES.value)
+    _look(mean, var, weights, rows, data, chunks, layers, parts, trust, judged=judged)
+    channels, chunk_count = mean.shape[1], chunks.shape[1]
+    layer_count, width = layers.shape[1], tallies.shape[1]
+    move_rows[(chunk_count, count)](
+        mean,
+        var,
+        weights,
+        elapsed,
+        rows,
+        data,
+        tallies,
+        source,
+        parameters,
+        chunks,
+        layers,
+        parts,
+        pooled,
+        trust,
+        candidate,
+        row_parts,
+        before,
+        mean.stride(0),
+        var.stride(0),
+        count,
+        frames,
+        channels,
+        chunk_count,
+        layer_count,
+        width,
+        JUDGED=judged,
+        **_sizes(frames),
+    )
+    decide_rows[(-(-channels // _WRITTEN), count)](
+        allowed,
+        rows,
+        positions,
+        data,
+        tallies,
+        source,
+        parameters,
+        pooled,
+        candidate,
+        row_parts,
+        before,
+        results,
+        count,
+        channels,
+        chunk_count,
+        layer_count,
+        width,
+        ALONE=frames == 1,
+        CHUNKS=_SUMS,
+        LAYERS=_power_of_two(layer_count),
+        BLOCK=_WRITTEN,
+    )
+
+
+@torch.library.custom_op(
+    "streamadapt::commit_blended",
+    mutates_args=(
+        "data",
+        "tallies",
+        "pooled",
+        "results",
+        "trust",
+        "parts",
+        "row_parts",
+        "before",
+        "candidate",
+    ),
+)
+def commit_blended(
+    mean: Tensor,
+    var: Tensor,
+    weights: Tensor,
+    elapsed: Tensor,
+    allowed: Tensor,
+    rows: Tensor,
+    positions: Tensor,
+    parameters: Tensor,
+    chunks: Tensor,
+    layers: Tensor,
+    data: Tensor,
+    tallies: Tensor,
+    pooled: Tensor,
+    results: Tensor,
+    trust: Tensor,
+    parts: Tensor,
+    row_parts: Tensor,
+    before: Tensor,
+    candidate: Tensor,
+    memory: int,
+    unbiased: bool,
+) -> None:
+    """The same for `EMA` and `Welford`.
+
+    Args:
+        mean: as of `commit_restarting`, like all that is not named here.
+        var: likewise.
+        weights: likewise.
+        elapsed: likewise; not read where time does not decide.
+        allowed: likewise.
+        rows: likewise.
+        positions: likewise.
+        parameters: float64, in the order of `BLENDING`.
+        chunks: likewise.
+        layers: likewise.
+        data: `[*, 2, channels]` fp32; `[*, 4, channels]` with the halves of 48 bits for `Welford`.
+        tallies: `[*, 2 + layers]` float64.
+        pooled: likewise.
+        results: likewise; the phase is zero.
+        trust: likewise; ones.
+        parts: likewise.
+        row_parts: likewise.
+        before: likewise.
+        candidate: likewise.
+        memory: place in `MEMORY`.
+        unbiased: take the unbiased variance, and leave out the spread between old and new.
+    """
+    count, frames = weights.shape
+    _look(mean, var, weights, rows, data, chunks, layers, parts, trust, judged=False)
+    channels, chunk_count = mean.shape[1], chunks.shape[1]
+    layer_count, width = layers.shape[1], tallies.shape[1]
+    assert data.shape[1] == (4 if memory == int(COUNTED.value) else 2)
+    blend_rows[(chunk_count, count)](
+        mean,
+        var,
+        weights,
+        elapsed,
+        rows,
+        positions,
+        data,
+        tallies,
+        parameters,
+        chunks,
+        parts,
+        pooled,
+        trust,
+        candidate,
+        row_parts,
+        before,
+        mean.stride(0),
+        var.stride(0),
+        count,
+        frames,
+        channels,
+        chunk_count,
+        width,
+        MEMORY=memory,
+        UNBIASED=unbiased,
+        **_sizes(frames),
+    )
+    write_rows[(-(-channels // _WRITTEN), count)](
+        allowed,
+        rows,
+        positions,
+        data,
+        tallies,
+        parameters,
+        pooled,
+        candidate,
+        row_parts,
+        before,
+        results,
+        count,
+        channels,
+        chunk_count,
+        layer_count,
+        width,
+        MEMORY=memory,
+        ALONE=frames == 1,
+        CHUNKS=_SUMS,
+        LAYERS=_power_of_two(layer_count),
+        BLOCK=_WRITTEN,
+    )
+
+
+@torch.library.custom_op("streamadapt::fill_tables", mutates_args=("tables",))
+def fill_tables(
+    data: Tensor,
+    source: Tensor,
+    rows: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    eps: Tensor,
+    tables: Tensor,
+) -> None:
+    """Statistics of some rows as what layers normalise with, in one launch.
+
+    Args:
+        data: `[*, fields, channels]` fp32: mean, variance, and what else a bank keeps.
+        source: `[2, channels]` fp32.
+        rows: `[rows]` int64, of `data`; -1: the source.
+        gamma: `[channels]` fp32, the layers' weights where their channels lie.
+        beta: `[channels]` fp32, their biases.
+        eps: `[channels]` fp32.
+        tables: `[rows, 4, channels]` fp32, written: scale, shift, `1 / (variance + eps)`, mean.
+    """
+    channels = tables.shape[2]
+    fill_rows[(-(-channels // _WRITTEN), rows.shape[0])](
+        data,
+        source,
+        rows,
+        gamma,
+        beta,
+        eps,
+        tables,
+        data.stride(0),
+        channels,
+        BLOCK=_WRITTEN,
+    )
+
+
+@commit_restarting.register_fake
+@commit_blended.register_fake
+@fill_tables.register_fake
+def _nothing(*args: object, **kwargs: object) -> None:
+    return None
