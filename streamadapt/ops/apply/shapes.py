@@ -11,7 +11,7 @@ from torch import Tensor
 
 _PROGRAMS = 1024  # about eight for each of an H100's 132 multiprocessors
 _MOST_STEPS = 16  # tiles that a program goes through at most: more would leave some waiting
-_TILE_BYTES = 8192  # of input: four loads of 16 bytes for each of 128 threads
+_TILE = 2048  # values: sixteen for each of 128 threads, which have as many sums of two kinds
 _LARGEST_BLOCK = 256  # channels of a tile, where they lie side by side
 
 
@@ -39,11 +39,10 @@ class Shape:
     @cached_property
     def block(self) -> tuple[int, int]:
         """Of a tile: positions and channels, or lines and positions, each a power of two."""
-        tile = _TILE_BYTES // self.element_bytes
         inner = self.channels if self.channels_last else self.positions
-        largest = _LARGEST_BLOCK if self.channels_last else tile
+        largest = _LARGEST_BLOCK if self.channels_last else _TILE
         wide = min(_power_of_two(inner), largest)
-        return tile // wide, wide
+        return _TILE // wide, wide
 
     @cached_property
     def steps(self) -> int:

@@ -17,18 +17,19 @@ def _fill(data, source, rows, affine, eps, out, channels, data_stride, BLOCK: tl
     at = source
     if place > 0:
         at = data + tl.load(rows + place - 1) * data_stride
-    mean = tl.load(at + c, mask=inside, other=0.0).to(tl.float64)
-    var = tl.load(at + channels + c, mask=inside, other=1.0).to(tl.float64)
-    weight = tl.load(affine + c, mask=inside, other=1.0).to(tl.float64)
-    bias = tl.load(affine + channels + c, mask=inside, other=0.0).to(tl.float64)
-    floor = tl.load(eps + c, mask=inside, other=1.0).to(tl.float64)
-    precision = 1.0 / (var + floor)
-    scale = weight * tl.sqrt(precision)
+    mean = tl.load(at + c, mask=inside, other=0.0)
+    var = tl.load(at + channels + c, mask=inside, other=1.0)
+    weight = tl.load(affine + c, mask=inside, other=1.0)
+    bias = tl.load(affine + channels + c, mask=inside, other=0.0)
+    above = tl.load(eps + c, mask=inside, other=1.0)
+    # Rounded as PyTorch's normalisation has it: addition, root and reciprocal one after another.
+    scale = tl.div_rn(tl.full([BLOCK], 1.0, tl.float32), tl.sqrt_rn(var + above)) * weight
+    precision = 1.0 / (var.to(tl.float64) + above.to(tl.float64))
     there = out + place * 4 * channels + c
-    tl.store(there, scale.to(tl.float32), mask=inside)
-    tl.store(there + channels, (bias - mean * scale).to(tl.float32), mask=inside)
+    tl.store(there, scale, mask=inside)
+    tl.store(there + channels, tl.fma(-mean, scale, bias), mask=inside)
     tl.store(there + 2 * channels, precision.to(tl.float32), mask=inside)
-    tl.store(there + 3 * channels, mean.to(tl.float32), mask=inside)
+    tl.store(there + 3 * channels, mean, mask=inside)
 
 
 def fill_tables_(

@@ -286,30 +286,6 @@ def test_operators_are_what_they_say(estimator: Estimator) -> None:
     torch.library.opcheck(operator, tuple(arguments))
 
 
-def table_arguments() -> tuple[Tensor, ...]:
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator)
-
-    data, source = draw(3, 4, 600), draw(2, 600)
-    data[:, 1], source[1] = data[:, 1].exp(), source[1].exp()
-    tables = torch.full((4, 4, 600), torch.nan)
-    rows = torch.tensor([2, -1, 0, 2])
-    return data, source, rows, draw(600), draw(600), torch.full((600,), 1e-3), tables
-
-
-def test_tables_are_what_layers_normalise_with() -> None:
-    data, source, rows, gamma, beta, eps, tables = table_arguments()
-    operators.fill_tables(data, source, rows, gamma, beta, eps, tables)
-    for row, table in zip(rows.tolist(), tables, strict=True):
-        mean, var = (source if row < 0 else data[row, :2]).double()
-        scale = gamma.double() / (var + eps.double()).sqrt()
-        wanted = [scale, beta.double() - mean * scale, 1.0 / (var + eps.double()), mean]
-        torch.testing.assert_close(table, torch.stack(wanted).float(), rtol=1e-5, atol=1e-6)
-    torch.library.opcheck(torch.ops.streamadapt.fill_tables.default, table_arguments())
-
-
 # Whole engines -----------------------------------------------------------------------------------
 
 

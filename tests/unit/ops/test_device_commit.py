@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.without_gpu import compile_for_gpu, run_interpreted
 
 pytestmark = [
     pytest.mark.triton,
@@ -29,19 +27,7 @@ MOST_REGISTERS = 168  # three blocks of 128 threads on each multiprocessor, at l
 
 
 def test_interpreted_kernels_do_what_pytorch_does() -> None:
-    """In a process of its own: Triton reads the variable when it is imported."""
-    cases = Path(__file__).with_name("device_commit_cases.py")
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    for name in ("PYTEST_XDIST_WORKER", "STREAMADAPT_REQUIRE", "PYTEST_ADDOPTS"):
-        environment.pop(name, None)
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(cases)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+    run_interpreted(Path(__file__).with_name("device_commit_cases.py"))
 
 
 def kernels() -> list[tuple[str, dict[str, Any]]]:
@@ -50,7 +36,6 @@ def kernels() -> list[tuple[str, dict[str, Any]]]:
         ("look_at_frames", {"JUDGED": True, "ROWS": 64, "BLOCK": 128}),
         ("decide_rows", {"ALONE": True, **written}),
         ("write_rows", {"MEMORY": 3, "ALONE": True, **written}),
-        ("fill_rows", {"BLOCK": 512}),
     ]
     found += [("move_rows", {"frames": frames}) for frames in (1, 2, 16, 128)]
     return found + [
@@ -63,10 +48,6 @@ def kernels() -> list[tuple[str, dict[str, Any]]]:
 def test_kernels_compile_for_a_gpu_and_spill_nothing(
     name: str, constants: dict[str, Any], tmp_path: Path
 ) -> None:
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
     from streamadapt.ops.commit.triton import operators
 
     constants = dict(constants)
@@ -76,34 +57,10 @@ def test_kernels_compile_for_a_gpu_and_spill_nothing(
         if name == "move_rows":
             constants["JUDGED"] = frames >= 4
     warps = constants.pop("num_warps", 4)
-    function = getattr(operators, name)
-    names = function.arg_names
-    source = ASTSource(
-        function,
-        signature={
-            one: "constexpr" if one in constants else POINTERS.get(one, "i32") for one in names
-        },
-        constexprs=constants,
-        attrs={(k,): [["tt.divisibility", 16]] for k, one in enumerate(names) if one in ALIGNED},
+    types = {one: POINTERS.get(one, "i32") for one in getattr(operators, name).arg_names}
+    found = compile_for_gpu(
+        getattr(operators, name), types, constants, aligned=ALIGNED, warps=warps, folder=tmp_path
     )
-    compiled = triton.compile(
-        source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps}
-    )
-    (tmp_path / "kernel.ptx").write_text(compiled.asm["ptx"])
-    assembled = subprocess.run(
-        [
-            triton.knobs.nvidia.ptxas.path,
-            *("-v", "-arch=sm_90a", "-o", str(tmp_path / "kernel.cubin")),
-            str(tmp_path / "kernel.ptx"),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert assembled.returncode == 0, assembled.stderr
-    told = assembled.stdout + assembled.stderr
-    spilled = re.findall(r"(\d+) bytes spill", told)
-    assert spilled and set(spilled) == {"0"}, told
-    (registers,) = re.findall(r"Used (\d+) registers", told)
-    assert int(registers) <= MOST_REGISTERS
-    assert "atom" not in compiled.asm["ptx"]
+    assert found.spilled_bytes == 0
+    assert found.registers <= MOST_REGISTERS
+    assert "atom" not in found.ptx

@@ -2,6 +2,5 @@
 
 from streamadapt.ops.commit.triton.operators import commit_blended as commit_blended
 from streamadapt.ops.commit.triton.operators import commit_restarting as commit_restarting
-from streamadapt.ops.commit.triton.operators import fill_tables as fill_tables
 
-__all__ = ["commit_blended", "commit_restarting", "fill_tables"]
+__all__ = ["commit_blended", "commit_restarting"]

@@ -10,7 +10,6 @@ from streamadapt.ops.commit.triton.blending import COUNTED, blend_rows, write_ro
 from streamadapt.ops.commit.triton.deciding import decide_rows
 from streamadapt.ops.commit.triton.moving import move_rows
 from streamadapt.ops.commit.triton.pooling import ENOUGH_FRAMES, look_at_frames
-from streamadapt.ops.commit.triton.tables import fill_rows
 
 _TILE = 2048  # values of a [frames, channels] tile, 16 to a thread
 _WRITTEN = 512  # channels of a row that one program decides on
@@ -313,44 +312,7 @@ def commit_blended(
     )
 
 
-@torch.library.custom_op("streamadapt::fill_tables", mutates_args=("tables",))
-def fill_tables(
-    data: Tensor,
-    source: Tensor,
-    rows: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    eps: Tensor,
-    tables: Tensor,
-) -> None:
-    """Statistics of some rows as what layers normalise with, in one launch.
-
-    Args:
-        data: `[*, fields, channels]` fp32: mean, variance, and what else a bank keeps.
-        source: `[2, channels]` fp32.
-        rows: `[rows]` int64, of `data`; -1: the source.
-        gamma: `[channels]` fp32, the layers' weights where their channels lie.
-        beta: `[channels]` fp32, their biases.
-        eps: `[channels]` fp32.
-        tables: `[rows, 4, channels]` fp32, written: scale, shift, `1 / (variance + eps)`, mean.
-    """
-    channels = tables.shape[2]
-    fill_rows[(-(-channels // _WRITTEN), rows.shape[0])](
-        data,
-        source,
-        rows,
-        gamma,
-        beta,
-        eps,
-        tables,
-        data.stride(0),
-        channels,
-        BLOCK=_WRITTEN,
-    )
-
-
 @commit_restarting.register_fake
 @commit_blended.register_fake
-@fill_tables.register_fake
 def _nothing(*args: object, **kwargs: object) -> None:
     return None
