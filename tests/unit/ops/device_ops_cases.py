@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 import pytest
@@ -11,6 +12,7 @@ import streamadapt as sa
 from streamadapt.ops.device import device_operations
 from tests import device_ops as laws
 from tests.models import residual
+from tests.recorded import recorded
 
 assert os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -75,3 +77,35 @@ def test_a_processor_tells_the_same_story(estimator, streams, monkeypatch):
             outputs = [one(x, **given) for one in stories]
             torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-4)
     assert stories[0].event_counts == stories[1].event_counts
+
+
+@pytest.mark.parametrize("streams", [1, 3])
+@pytest.mark.parametrize("estimator", ["EMA", "Restarting"])
+def test_a_captured_step_commits_by_kernels_too(estimator, streams, monkeypatch):
+    native = device_operations("native", device_type="cpu")
+    kernels = dataclasses.replace(native, commits=DO.commits)
+    stories = []
+    for captured in (True, False):
+        monkeypatch.setattr("streamadapt.processor.choose_kernels", lambda *_: (kernels, None))
+        one = sa.StreamProcessor(
+            residual(),
+            estimator=getattr(sa.estimators, estimator)(),
+            max_streams=streams,
+            class_scores=False,
+        )
+        if captured:
+            one._runtime.captures.record = recorded
+            with torch.no_grad():
+                one.capture(torch.zeros(4, 3, 12, 12))
+        stories.append(one)
+    with torch.no_grad():
+        for step, size in enumerate((1, 3, 4, 1, 4, 3, 4, 4, 2)):
+            generator = torch.Generator().manual_seed(step)
+            x = torch.randn(size, 3, 12, 12, generator=generator) + (20.0 if step > 4 else 1.0)
+            given = {"pts_seconds": step / 5}
+            if streams > 1:
+                given["streams"] = [f"camera-{(step + k) % streams}" for k in range(size)]
+            outputs = [one(x, **given) for one in stories]
+            torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-4)
+    told = [{k: v for k, v in one.event_counts.items() if k != "StepCaptured"} for one in stories]
+    assert told[0] == told[1] and "KernelsUnavailable" not in told[0]
