@@ -159,6 +159,7 @@ class AdaptationEngine:
             measured = len(self._thresholds)
             self.tables = FusedTables(self.layers, self.layout, kernels, measured=measured)
         self.tap = ModelTap(self.layers)
+        self.tap.packs, self.tap.bound = kernels is not None, bound
         self.folded = None
         if any(layer.kind == "folded" for layer in self.layers):
             self.folded = Refolding(self.layers, self.bank, every=refold_every)
@@ -550,6 +551,7 @@ class AdaptationEngine:
 
     def set_bound(self, bound: bool) -> None:
         """Let the model read row 0 itself, or give it the source back and move its inputs."""
+        self.tap.bound = bound
         if bound and not self.binding.bound:
             self.binding.bind(self.bank, 0)
         elif not bound and self.binding.bound:

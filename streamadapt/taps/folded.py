@@ -64,6 +64,9 @@ class FoldedConv1d(FoldedLayer, nn.Conv1d):
 class FoldedConv2d(FoldedLayer, nn.Conv2d):
     """See `FoldedLayer`."""
 
+    weight: Any
+    bias: Any
+
 
 class FoldedConv3d(FoldedLayer, nn.Conv3d):
     """See `FoldedLayer`."""

@@ -21,6 +21,7 @@ from streamadapt.errors import UnsupportedModelError
 from streamadapt.moments import Moments
 from streamadapt.ops.remap import remap_coefficients
 from streamadapt.taps.inventory import AdaptableLayer
+from streamadapt.taps.packed import PackedConvolution
 from streamadapt.taps.step import Step
 
 _keys = itertools.count(1)
@@ -93,11 +94,15 @@ class LayerTap(ForwardTap):
 class FoldedTap(LayerTap):
     """Stands in for a folded layer's `forward`: runs it, then shows its output to the step."""
 
+    def __init__(self, tap: ModelTap, index: int, module: nn.Module) -> None:
+        super().__init__(tap, index, module)
+        self._packed = None if self.replaced is not None else PackedConvolution.of(module)
+
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's own output, moved where the step asks for it."""
         tap = self.tap
-        z = self.original(x, *args, **kwargs)
         if torch.compiler.is_compiling():
+            z = self.original(x, *args, **kwargs)
             if tap.remapping:
                 scale, shift = torch.ops.streamadapt.remap_(
                     z.detach(), tap.token, tap.key, self.index
@@ -106,7 +111,13 @@ class FoldedTap(LayerTap):
             torch.ops.streamadapt.observe_(z.detach(), tap.token, tap.key, self.index)
             return z
         step = tap.step
-        if step is not None and step.thread == get_ident():
+        armed = step is not None and step.thread == get_ident()
+        found = None
+        if self._packed is not None and tap.packs and (armed or tap.bound):
+            found = self._packed(x)
+        z = self.original(x, *args, **kwargs) if found is None else found
+        if armed:
+            assert step is not None
             coefficients = step.visit(self.index, z)
             if coefficients is not None:
                 return move(z, *coefficients)
@@ -119,12 +130,14 @@ class ModelTap:
     Attributes:
         step: the armed step; None between steps, when the layers run untouched.
         remapping: whether compiled graphs must contain the input map.
+        packs: folded convolutions may run on packed weights, in armed steps;
+        bound: and in others, since the model holds a row's statistics.
     """
 
     def __init__(self, layers: Sequence[AdaptableLayer]) -> None:
         self.key = next(_keys)
         self.step: Step | None = None
-        self.remapping = False
+        self.remapping = self.packs = self.bound = False
         device = layers[0].buffers[0].device
         with torch.inference_mode(False):
             self.token = torch.zeros(1, device=device)

@@ -19,6 +19,7 @@ from streamadapt.ops.collect import StagedMoments
 from streamadapt.ops.remap import remap_coefficients
 from streamadapt.taps import fingerprint_of, take_inventory
 from streamadapt.taps.folded import FoldedConv2d, FoldedLayer
+from streamadapt.taps.packed import PackedConvolution
 from streamadapt.taps.refolding import Refolding
 from tests.models import ActivatedBatchNorm, frames, randomise, residual, same, state_of
 
@@ -304,3 +305,38 @@ def test_folded_layers_are_plain_to_compilers_and_exporters() -> None:
     targets = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
     assert not [one for one in targets if "batch_norm" in one]
     assert any("conv2d" in one for one in targets)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN")
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_packed_weights_follow_the_layers(groups: int, layout: torch.memory_format) -> None:
+    conv = nn.Conv2d(3, 6, 3, stride=2, padding=1, groups=groups)
+    model = sa.fold(randomise(nn.Sequential(conv, nn.BatchNorm2d(6))))
+    layer = model[0]
+    packed = PackedConvolution.of(layer)
+    assert packed is not None
+    x = frames(2).contiguous(memory_format=layout)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            for size in (8, 6):
+                part = x[:, :, :size]
+                torch.testing.assert_close(packed(part), layer(part), rtol=1e-5, atol=1e-6)
+            with torch.inference_mode(False), torch.no_grad():
+                layer.running_mean += 1.0
+                layer.refold()
+            torch.testing.assert_close(packed(x), layer(x), rtol=1e-5, atol=1e-6)
+    assert packed(x) is None  # with grad enabled
+    with torch.no_grad():
+        assert packed(x.double()) is None
+        assert packed(x[0]) is None
+        assert packed(x[:0]) is None
+        mapped = torch.vmap(lambda one: torch.zeros(()) if packed(one[None]) is None else one.sum())
+        assert float(mapped(x).abs().max()) == 0.0
+
+
+def test_what_cannot_be_packed() -> None:
+    for conv in (nn.Conv2d(3, 6, 3, padding="same"), nn.Conv2d(3, 6, 3, padding_mode="circular")):
+        model = sa.fold(randomise(nn.Sequential(conv, nn.BatchNorm2d(6))))
+        assert PackedConvolution.of(model[0]) is None
+    assert PackedConvolution.of(nn.Conv2d(3, 6, 3)) is None
