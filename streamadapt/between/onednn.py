@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from streamadapt.between.builder import Builder, ordinary_copy
 from streamadapt.errors import ConfigurationError
 from streamadapt.taps.folded import FoldedConv2d, FoldedLayer
+from streamadapt.taps.tracing import OneThreadTracer
 
 _Post = tuple[str, list[float], str]  # as oneDNN's operators call an activation
 _NONE: _Post = ("none", [], "")
@@ -79,7 +80,7 @@ def onednn(example: Tensor, *, moved: float = 0.003) -> Builder:
     return Builder(build, name="onednn", example=example, moved=moved)
 
 
-class _Tracer(fx.Tracer):
+class _Tracer(OneThreadTracer):
     """Leaves folded layers as they are."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:

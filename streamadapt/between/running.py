@@ -186,9 +186,9 @@ class Between:
             return
         self._build = build
         build.thread = threading.Thread(
-            target=self._run, args=(build, template), name="streamadapt-between", daemon=True
+            target=self._run, args=(build, template), name="streamadapt-between"
         )
-        build.thread.start()
+        build.thread.start()  # no daemon: compilers do not bear being cut off at the end
 
     def _current_template(self) -> _Template:
         version = self._engine.source_version

@@ -23,6 +23,7 @@ from torch.nn.modules import module as module_hooks
 
 from streamadapt.errors import one_line
 from streamadapt.taps.inventory import AdaptableLayer, named_modules
+from streamadapt.taps.tracing import OneThreadTracer
 
 _FRESH = (
     nn.Conv1d,
@@ -109,7 +110,7 @@ class ChainNode(nn.Module):
         return y if self._finish is None else self._finish(y)
 
 
-class _Tracer(fx.Tracer):
+class _Tracer(OneThreadTracer):
     """Looks into plain sequences of modules, and into nothing else."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,7 +40,7 @@ class FoldedLayer(nn.Module):
         """Write weight and bias anew from the statistics held, in place."""
         transposed = isinstance(self, nn.modules.conv._ConvTransposeNd)
         groups = int(getattr(self, "groups", 1)) if transposed else 1
-        with torch.inference_mode(False), torch.no_grad():
+        with writable(self.weight):
             refold_(
                 self.weight,
                 self.bias,
@@ -55,6 +57,17 @@ class FoldedLayer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, folded with eps={self.eps:g}"
+
+
+def writable(tensor: Tensor) -> Any:
+    """The mode in which a tensor may be written: its own, inference tensors included."""
+    return torch.inference_mode() if tensor.is_inference() else _plain()
+
+
+@contextmanager
+def _plain() -> Iterator[None]:
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 class FoldedConv1d(FoldedLayer, nn.Conv1d):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from streamadapt.bank import StatisticsBank
 from streamadapt.ops.collect import StagedMoments
-from streamadapt.taps.folded import FoldedLayer
+from streamadapt.taps.folded import FoldedLayer, writable
 from streamadapt.taps.inventory import AdaptableLayer
 
 # A channel is measured only where gamma is so many times what rounding does to its output. In half
@@ -75,8 +75,9 @@ class Refolding:
                 same = torch.equal(kept[0], layer.weight) and torch.equal(kept[1], layer.bias)
                 self._pristine[index] = None if same else kept
                 if not same:
-                    layer.weight.copy_(kept[0])
-                    layer.bias.copy_(kept[1])
+                    with writable(layer.weight):
+                        layer.weight.copy_(kept[0])
+                        layer.bias.copy_(kept[1])
 
     def look(self) -> None:
         """Follow the layers to another device or dtype."""
@@ -153,8 +154,9 @@ class Refolding:
             self.held = statistics.clone()
             for index, layer in self._layers.items():
                 span, dtype = self._spans[index], layer.running_mean.dtype
-                layer.running_mean.copy_(statistics[0, span])
-                layer.running_var.copy_(statistics[1, span])
+                with writable(layer.running_mean):
+                    layer.running_mean.copy_(statistics[0, span])
+                    layer.running_var.copy_(statistics[1, span])
                 if dtype != torch.float32:  # what is folded in is rounded
                     self.held[0, span] = layer.running_mean
                     self.held[1, span] = layer.running_var
@@ -172,8 +174,9 @@ class Refolding:
                 if kept is None:
                     layer.refold()
                 else:
-                    layer.weight.copy_(kept[0])
-                    layer.bias.copy_(kept[1])
+                    with writable(layer.weight):
+                        layer.weight.copy_(kept[0])
+                        layer.bias.copy_(kept[1])
             self.held = self._bank.source.clone()
             self._derive()
         self._commits = 0

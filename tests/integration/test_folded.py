@@ -335,3 +335,19 @@ def test_a_compiled_folded_model_is_adapted_too() -> None:
         torch.testing.assert_close(
             moments.mean, stories[0].processor.statistics()[name].mean, rtol=1e-3, atol=1e-3
         )
+
+
+def test_a_model_copied_in_inference_mode_is_adapted_and_given_back() -> None:
+    """Its parameters and buffers are inference tensors."""
+    with torch.inference_mode():
+        model = copy.deepcopy(FOLDED)
+        before = state_of(model)
+        ema = sa.estimators.EMA(momentum=0.1)
+        stories = [Story(FOLDED, estimator=ema)]
+        processor = sa.StreamProcessor(model, estimator=ema, alarms=None, refold_every=1)
+        for step in range(4):
+            batch = world("fog", step, 2)
+            outputs = [processor(batch), stories[0].processor(batch)]
+            torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-4)
+        processor.unwrap()
+        assert same(before, state_of(model))
