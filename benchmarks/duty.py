@@ -7,6 +7,7 @@ A run of a variant is a whole cycle of k batches, between two runs of as many fr
 its ratio is the mean of the cycle over theirs. The reference takes part once more: the noise floor.
 Frames come 25 a second; `resting` streams are of the source's world, `following` ones of another,
 in which statistics go into weights and engines are built anew. p50 and p99 are of single batches.
+ONNX Runtime's threads sleep between runs: spinning ones slow down whatever is measured after them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import gc
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -39,10 +39,9 @@ PAUSE_SECONDS = 0.01  # threads of the run before go to sleep
 ENGINES: dict[str, Callable[[Tensor], sa.between.Builder]] = {
     "Inductor, frozen": sa.between.inductor_frozen,
     "ONNX Runtime": sa.between.onnxruntime_session,
-    "ONNX Runtime, spinning": partial(sa.between.onnxruntime_session, spinning=True),
     "onednn": sa.between.onednn,
 }
-REFERENCES = ("Inductor, frozen", "ONNX Runtime", "ONNX Runtime, spinning")
+REFERENCES = ("Inductor, frozen", "ONNX Runtime")
 
 
 def race(candidates: dict[str, Forward], batches: Sequence[Tensor], rounds: int) -> dict[str, Any]:

@@ -42,7 +42,6 @@ from streamadapt.taps.statistics import (
     RowStatistics,
 )
 from streamadapt.taps.step import Settling
-from streamadapt.transfer import host_sees
 from streamadapt.weighing import FrameWeighing, StepRows
 
 Origin = Literal["source", "restored"]
@@ -473,12 +472,13 @@ class AdaptationEngine:
     def _bring_back(self, step: Step, phase: Tensor | None) -> None:
         """Let the model have what was committed.
 
-        Weights wait for their turn, but not where a row settles, or went over to something else.
+        Weights wait for their turn, but not where a row settles, or went over to something else,
+        nor where seeing that would mean waiting for the device.
         """
-        at_once = step.settling is not None
-        if self.folded is not None and phase is not None and host_sees(phase):
+        at_once = step.settling is not None or self.device.type != "cpu"
+        if self.folded is not None and phase is not None and not at_once:
             now = float(phase[0])
-            at_once, self._last_phase = at_once or now != self._last_phase, now
+            at_once, self._last_phase = now != self._last_phase, now
         self.binding.committed(at_once=at_once)
 
     def reset(self, rows: Sequence[int] | range) -> None:

@@ -33,6 +33,7 @@ from streamadapt.taps import fingerprint_of, take_inventory
 from streamadapt.taps.inventory import LayerFilter
 
 _ALARMS = Alarms()
+_REFOLD_BATCHES = 8  # that weights may be behind
 
 
 class StreamProcessor(Readings):
@@ -79,9 +80,9 @@ class StreamProcessor(Readings):
         guard: keeps out frames that are no picture, and takes back what hurts; None: nothing does.
         domains: so many worlds of each stream are remembered, with an estimator that settles, as
             the default does; 0: none.
-        refold_every: of a model from `sa.fold`, with one stream: so many commits at most are
-            answered with earlier statistics, before those at hand are folded into its weights. A
-            change of domain, and whatever you do yourself, takes effect at once.
+        refold_every: of a model from `sa.fold`, with one stream: after so many commits statistics
+            that changed are folded into its weights, by default about every eighth batch. A change
+            of domain, and whatever you do yourself, takes effect at once.
         adapt_every: every so many batches adapt; those in between run on the statistics at hand,
             and single frames are not corrected in them. A stream that settles, or had an alarm,
             adapts with every batch. Frames in between count as time that passed.
@@ -129,7 +130,7 @@ class StreamProcessor(Readings):
         alarms: Alarms | None = _ALARMS,
         guard: Guard | None = None,
         domains: int = 0,
-        refold_every: int = 8,
+        refold_every: int | None = None,
         adapt_every: int = 1,
         between: Builder | Build | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -145,9 +146,11 @@ class StreamProcessor(Readings):
             frames_per_row=frames_per_row,
             shadow_every=shadow_every,
             max_snapshots=max_snapshots,
-            refold_every=refold_every,
+            refold_every=1 if refold_every is None else refold_every,
             adapt_every=adapt_every,
         )
+        if refold_every is None:
+            refold_every = max(_REFOLD_BATCHES // adapt_every, 1)
         if between is not None:
             between = builder_of(between)
             check_between(

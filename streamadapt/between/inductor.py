@@ -13,8 +13,8 @@ from streamadapt.between.builder import Builder, ordinary_copy
 def inductor_frozen(example: Tensor, *, moved: float = 0.003) -> Builder:
     """Batches in between are answered by the model compiled and frozen for one shape of batch.
 
-    Building takes seconds to minutes of all cores, in the background. It is worth it where a stream
-    stays in its world for long.
+    A compiler is at work for it on all cores, in the background, whenever statistics have moved. It
+    is for streams that stay in their world for long.
 
     Args:
         example: a batch as they come: shape, dtype, device, memory format.

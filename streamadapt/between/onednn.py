@@ -2,7 +2,7 @@
 
 What a compiler makes of a network of convolutions, without a compiler: a model is traced, additions
 and activations go along with the convolution before them, and weights are put into the layout that
-oneDNN works in. Building takes about as long as some batches.
+oneDNN works in.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ def onnxruntime_session(
 
     Args:
         example: a batch as they come, on the CPU.
-        spinning: let the session's threads wait for work in a loop. That makes it a little faster,
-            and whatever runs after it slower, such as the batches that adapt.
+        spinning: let the session's threads wait for work in a loop: they are at work sooner, and
+            keep cores from whatever runs after it, such as the batches that adapt.
         moved: see `Builder`.
 
     Raises:

@@ -1,7 +1,7 @@
 """A folded convolution with its weight laid out for oneDNN.
 
-PyTorch's convolution on the CPU puts the weight into oneDNN's layout in every call, which at small
-batches takes a good part of it. A folded layer's weight changes now and then only.
+PyTorch's convolution on the CPU puts the weight into oneDNN's layout in every call. A folded
+layer's weight changes now and then only, and is packed then.
 """
 
 from __future__ import annotations

@@ -404,6 +404,31 @@ def test_ready_made_engines(name: str, mode: Any) -> None:
         torch.testing.assert_close(other, wanted[:3], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("name", list(BUILDERS)[:2])
+def test_steps_go_on_while_engines_are_built(name: str) -> None:
+    """Whatever the thread that builds does to the process, answers are the adapted model's."""
+    if name == "onnxruntime_session":
+        pytest.importorskip("onnx")
+        pytest.importorskip("onnxruntime")
+    made = BUILDERS[name](world("source", 0, 4))
+    builder = sa.between.Builder(made.build, name=name, example=made.example, moved=1e-5)
+    told = Told(FOLDED, adapt_every=2, between=builder, refold_every=1)
+    other = copy.deepcopy(MODEL)
+    fixed = world("source", 0, 4)
+    wanted_of_other = other(fixed)
+    for step in range(1000):
+        batch = world("fog" if step % 40 > 20 else "haze", step, 4)
+        baked = told.processor.adapted_model() if step % 10 == 0 else None
+        output = told.processor(batch, pts_seconds=step * 0.16)
+        if baked is not None:
+            torch.testing.assert_close(output, baked(batch), rtol=3e-2, atol=3e-2)
+        assert torch.equal(other(fixed), wanted_of_other)
+        if step > 60 and len(told.of(EngineBuilt)) >= 3:
+            break
+    assert len(told.of(EngineBuilt)) >= 2 and not told.of(EngineFailed)
+    told.processor.unwrap()
+
+
 def test_what_makes_no_sense_is_refused() -> None:
     refused: list[tuple[str, dict[str, Any]]] = [
         ("a whole number from 1", {"adapt_every": 0}),
