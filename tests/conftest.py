@@ -34,7 +34,6 @@ def pytest_configure(config: pytest.Config) -> None:
         settings.register_profile("ci", deadline=None, derandomize=True, database=None)
         settings.load_profile("ci" if os.environ.get("CI") else "local")
 
-    config.addinivalue_line("markers", "triton: needs Triton, but no GPU; skips without it")
     known = {line.split(":")[0].split("(")[0].strip() for line in config.getini("markers")}
     if unknown := _required() - known:
         raise pytest.UsageError(

@@ -26,6 +26,7 @@ ALIGNED = {*POINTERS, "mean_stride", "var_stride", "row_stride", "channels"}
 MOST_REGISTERS = 168  # three blocks of 128 threads on each multiprocessor, at least
 
 
+@pytest.mark.slow
 def test_interpreted_kernels_do_what_pytorch_does() -> None:
     run_interpreted(Path(__file__).with_name("device_commit_cases.py"))
 
