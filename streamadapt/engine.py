@@ -42,6 +42,7 @@ from streamadapt.taps.statistics import (
     RowStatistics,
 )
 from streamadapt.taps.step import Settling
+from streamadapt.transfer import host_sees
 from streamadapt.weighing import FrameWeighing, StepRows
 
 Origin = Literal["source", "restored"]
@@ -301,7 +302,7 @@ class AdaptationEngine:
             exact=self.estimator.compensated,
         )
         step.settling, step.folded = settling, self.folded
-        now = settling is not None or (self.timing == "synchronous" and observe)
+        now = settling is not None or (observe and self._waits(where, entries))
         plain = settling is not None or source or not correct
         correction = None if plain else self.estimator.correction
         bound = self.binding.bound
@@ -340,6 +341,18 @@ class AdaptationEngine:
             self.tap.step = None
             self.tap.remapping = False
             step.fused = None  # they know one another, and nobody else is to be asked to part them
+
+    def _waits(self, where: StepRows, entries: int | None) -> bool:
+        """Whether layers are normalised with what the estimator makes of the batch at them."""
+        if self.timing != "synchronous":
+            return False
+        scalars = self.bank.scalars_of(where.places)
+        if entries is None or not host_sees(self.bank.tallies):
+            return True
+        with torch.inference_mode(False), torch.no_grad():
+            frames = self._weighing.weights(where, entries, None).sum(dim=1, keepdim=True)
+            moves = self.estimator.may_move(scalars, frames, self._weighing.elapsed(where))
+            return moves is None or bool(moves.any())
 
     @contextmanager
     def _paused(self) -> Iterator[None]:

@@ -156,6 +156,20 @@ class Estimator(ABC):
         """Both parts: what a commit writes."""
         return self.decide(state, self.update(state, observed), observed)
 
+    def may_move(
+        self, scalars: Mapping[str, Tensor], frames: Tensor, elapsed_seconds: Tensor
+    ) -> Tensor | None:
+        """Which rows' moments `update` may change in a step, `[rows, 1]` bool; None: all rows'.
+
+        In synchronous timing layers of other rows need not wait for what the estimator says.
+
+        Args:
+            scalars: of the rows, as remembered.
+            frames: `[rows, 1]`, at most so many will be accepted.
+            elapsed_seconds: `[rows, 1]`.
+        """
+        return None
+
     def calibrated(self, profile: SourceProfile) -> Estimator:
         """The estimator for a model with this profile; the same where that changes nothing."""
         return self

@@ -287,6 +287,14 @@ class Restarting(Estimator):
         moved = _within_trust(moved, state.source, observed)
         return state.advance(_select(moves, moved, state.moments), aside=aside)
 
+    def may_move(
+        self, scalars: Mapping[str, Tensor], frames: Tensor, elapsed_seconds: Tensor
+    ) -> Tensor:
+        """Those that follow, when a block is whole."""
+        pending = scalars["pending_frames"] + frames
+        seconds = scalars["pending_seconds"] + _passed(frames, elapsed_seconds)
+        return (scalars["phase"] == FOLLOWING) & self._whole(pending, seconds)
+
     def memory_seconds(self, depth: Tensor) -> Tensor:
         """Of layers at some depth, from 0 to 1, while following."""
         return self._by_depth(self.window_seconds, depth)
@@ -472,9 +480,12 @@ def _nowhere(rows: Tensor) -> bool:
 
 def _seconds(observed: Observation) -> Tensor:
     """Camera time that the step's frames stand for, `[rows, 1]`."""
-    frames = observed.frames
+    return _passed(observed.frames, observed.elapsed_seconds)
+
+
+def _passed(frames: Tensor, elapsed_seconds: Tensor) -> Tensor:
     longest = frames * MAX_SECONDS_PER_FRAME
-    return torch.minimum(observed.elapsed_seconds, longest).maximum(frames * _LEAST_SECONDS)
+    return torch.minimum(elapsed_seconds, longest).maximum(frames * _LEAST_SECONDS)
 
 
 def _same(one: Moments, other: Moments) -> Tensor:

@@ -266,6 +266,22 @@ def counts_matter_where_declared(trial: Trial) -> Iterator[str]:
             yield f"{name} depends on `state.moments.count`, but `counted` is not set"
 
 
+def rows_that_may_not_move_do_not(trial: Trial) -> Iterator[str]:
+    """Where `may_move` says no, `update` leaves the moments of a row as they are, to the bit."""
+    estimator = trial.make()
+    for state, observed in trial.cases(estimator):
+        if observed.settling:
+            continue
+        moves = estimator.may_move(state.scalars, observed.frames, observed.elapsed_seconds)
+        if moves is None:
+            continue
+        new, still = estimator.update(state, observed).moments, ~moves
+        for name in ("mean", "var"):
+            before, after = getattr(state.moments, name), getattr(new, name)
+            if not torch.equal(torch.where(still, after, 0.0), torch.where(still, before, 0.0)):
+                yield f"`{name}` of a row moved that `may_move` says stays"
+
+
 UPDATE_LAWS: tuple[Law, ...] = (
     declarations_make_sense,
     results_have_the_declared_form,
@@ -279,4 +295,5 @@ UPDATE_LAWS: tuple[Law, ...] = (
     shifting_the_input_shifts_the_mean_alone,
     camera_time_matters_where_declared,
     counts_matter_where_declared,
+    rows_that_may_not_move_do_not,
 )

@@ -252,6 +252,15 @@ class InsistsOnNumbers(Half):
         return super().update(state, observed)
 
 
+class SaysItStays(Half):
+    """Moves rows of which it says beforehand that it will not."""
+
+    def may_move(
+        self, scalars: Mapping[str, Tensor], frames: Tensor, elapsed_seconds: Tensor
+    ) -> Tensor:
+        return torch.zeros_like(frames, dtype=torch.bool)
+
+
 class CountsLayers(Half):
     """A scalar that a layer which did not run changes for the whole row."""
 
@@ -389,6 +398,7 @@ BROKEN = {
     Shrinks: "shifting the input shifts the mean alone",
     Impatient: "camera time matters where declared",
     CountsOnIt: "counts matter where declared",
+    SaysItStays: "rows that may not move do not",
     NeedsFrames: "absent streams stay as they are",
     CountsLayers: "layers that did not run stay as they are",
     InsistsOnNumbers: "no row takes a value that is not finite",
