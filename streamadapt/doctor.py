@@ -211,13 +211,15 @@ def _taps(model: nn.Module, inventory: Inventory) -> dict[str, str]:
         return {}
     kernels, _ = choose_kernels("auto", inventory)
     if kernels is None:
-        return dict.fromkeys((layer.name for layer in layers), "hooks")
+        return {one.name: "folded" if one.kind == "folded" else "hooks" for one in layers}
     found, alone = trace_chains(model, layers)
     manners = {index: f"BatchNorm; {reason}" for index, reason in alone.items()}
     manners |= {chain.layer: chain.manner for one in found for chain in one.chains}
     return {
         layer.name: f"compiled: {manners.get(index, 'BatchNorm')}"
         if layer.kind == "batchnorm"
+        else "folded"
+        if layer.kind == "folded"
         else "hooks"
         for index, layer in enumerate(layers)
     }

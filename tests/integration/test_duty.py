@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from streamadapt.events import (
     PhaseChanged,
     StepCompleted,
 )
+from streamadapt.journal import Journal, replay_journal
 from tests.integration.test_folded import FOLDED, MODEL, world
 from tests.models import same, state_of
 
@@ -189,6 +191,25 @@ def test_freezing_and_shadow_and_guard() -> None:
     told.processor(world("fog", 18, 4), ids=list("abcd"), pts_seconds=18 * 0.16)
     assert told.outcomes[-1] == "updated"
     assert told.processor.reveal(list("abcd"), [0, 1, 2, 3]) == 4
+
+
+@pytest.mark.parametrize("estimator", [EMA, sa.estimators.Restarting()], ids=str)
+def test_its_journal_replays_to_the_same_statistics(
+    estimator: sa.estimators.Estimator, tmp_path: Path
+) -> None:
+    journal = Journal(tmp_path, state_every=4)
+    told = Told(adapt_every=3, estimator=estimator, journal=journal)
+    run(told, range(40))
+    run(told, range(40, 80), "fog")
+    wanted = told.processor.statistics()
+    told.processor.unwrap()
+    assert "between" in told.outcomes
+    replay = replay_journal(tmp_path)
+    assert replay.same and replay.lost == 0
+    for layer, moments in wanted.items():
+        got = replay.statistics["default"][layer]
+        torch.testing.assert_close(got.mean, moments.mean, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(got.var, moments.var, rtol=1e-5, atol=1e-5)
 
 
 # The engine in between --------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import streamadapt as sa
+from streamadapt.doctor import examine_model
 from streamadapt.events import Event, PhaseChanged, SettlingPassed, StepCompleted
 from streamadapt.taps.folded import FoldedLayer
 from tests.models import randomise, same, state_of
@@ -351,3 +352,21 @@ def test_a_model_copied_in_inference_mode_is_adapted_and_given_back() -> None:
             torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-4)
         processor.unwrap()
         assert same(before, state_of(model))
+
+
+@pytest.mark.parametrize("method", ["one_pass", "layerwise"])
+def test_offline_adaptation_of_a_folded_model(method: Any) -> None:
+    batches = [world("fog", k, 8) for k in range(6)]
+    adapted = [sa.adabn(copy.deepcopy(one), batches, method=method) for one in (FOLDED, MODEL)]
+    with torch.no_grad():
+        outputs = [one(world("fog", 99, 4)) for one in adapted]
+    torch.testing.assert_close(*outputs, rtol=2e-3, atol=2e-3)
+
+
+def test_doctor_knows_folded_layers() -> None:
+    report = examine_model(FOLDED)
+    assert not report.refused and not report.limits
+    found = {one.name: one for one in report.layers}
+    assert found["bn1"].kind == found["bn1"].tap == "folded"
+    assert found["bn1"].state == "adaptable" and found["bn1"].channels == 12
+    assert found["alone"].kind == "batchnorm"
