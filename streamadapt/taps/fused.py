@@ -347,28 +347,56 @@ class FusedStep:
             step.wrote(index, plan.positions)
         return y
 
+    def observe(self, index: int, x: Tensor) -> bool:
+        """Write moments of every frame of a tensor to the step's room, and do nothing else.
+
+        Returns:
+            Whether there is a kernel for it, and room.
+        """
+        step, plan = self._step, self._plans[index]
+        if not self._fits(plan, x):
+            return False
+        if step.entries is None:
+            step.entries = plan.items
+        if plan.items != step.entries or step.seen(index):
+            return False
+        if self._room is None:
+            self._room = step.room.data_ptr()
+            self._var = step.room.stride(0) * 8
+        mean = self._room + plan.start * 8
+        self._look(plan, x, mean, mean + self._var)
+        step.wrote(index, plan.positions)
+        return True
+
     def moments(self, index: int, x: Tensor) -> StagedMoments | None:
         """See `taps.kernels.Normalisation`."""
         plan = self._plans[index]
-        if x.layout is not torch.strided or type(x) is not Tensor:
+        if not self._fits(plan, x):
             return None
+        call = plan.call
+        with torch.inference_mode(False):
+            found = torch.empty(2, plan.items, call.channels, dtype=torch.float64)
+        stride, call.frame_stride = call.frame_stride, call.channels
+        self._look(plan, x, found[0].data_ptr(), found[1].data_ptr())
+        call.frame_stride = stride
+        return StagedMoments(found[0].float(), found[1].rsqrt_().float())
+
+    def _fits(self, plan: _Plan, x: Tensor) -> bool:
+        if x.layout is not torch.strided or type(x) is not Tensor:
+            return False
         same = x.shape == plan.shape and x.dtype is plan.dtype and x.stride() == plan.strides
         if not (same or plan.fit(x)) or not x.is_cpu:
-            return None
-        call, tables = plan.call, self._tables
-        with torch.inference_mode(False):
-            found = torch.empty(2, plan.items, plan.call.channels, dtype=torch.float64)
-        try:
-            call.x = x.data_ptr()
-        except RuntimeError:  # a tensor of a function transform, such as `vmap`
-            return None
+            return False
+        # Tensors of a function transform, such as `vmap`, have no memory.
+        return not torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+    def _look(self, plan: _Plan, x: Tensor, mean: int, var: int) -> None:
+        call = plan.call
+        call.x, call.threads = x.data_ptr(), self._threads
         call.y = call.residual = call.rows = None
-        call.threads = self._threads
-        call.mean, call.var = found[0].data_ptr(), found[1].data_ptr()
-        call.frame_stride = call.channels
+        call.mean, call.var = mean, var
         self._run(plan.address)
-        call.mean, call.frame_stride = None, tables.padded
-        return StagedMoments(found[0].float(), found[1].rsqrt().float())
+        call.mean = None
 
     def _by_frame(self, index: int, plan: _Plan, rows: Tensor | None, *, measures: bool) -> None:
         """Moments first, for what they are normalised with depends on them."""

@@ -113,7 +113,9 @@ class Refolding:
         self._source_inverse = source[1].rsqrt().float()
         slope = gamma / deviation
         self._slope, self._intercept = slope.float(), (beta - slope * mean).float()
+        self._wide = self._factor, self._offset, torch.where(self.withheld, source[1], 0.0)
         self._factor, self._offset = self._factor.float(), self._offset.float()
+        self._together: dict[frozenset[int], tuple[Tensor, ...]] = {}
 
     def recover(self, index: int, staged: StagedMoments) -> StagedMoments:
         """Moments of a BatchNorm's input from those of the folded layer's output.
@@ -126,6 +128,29 @@ class Refolding:
         if self._withholds[index]:
             inverse = torch.where(self.withheld[span], self._source_inverse[span], inverse)
         return StagedMoments(mean, inverse)
+
+    def recover_wide(self, index: int, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        """As `recover`, of mean and variance, `[frames, channels]` float64."""
+        span = self._spans[index]
+        factor, offset, kept = (one[span] for one in self._wide)
+        return torch.addcmul(offset, mean, factor), torch.addcmul(kept, var, factor.square())
+
+    def recover_in_place(self, room: Tensor, indices: frozenset[int]) -> None:
+        """As `recover_wide`, for some layers at once, in `[2, frames, padded channels]`."""
+        if indices not in self._together:
+            shown = torch.zeros_like(self.channels)
+            for index in indices:
+                shown[self._spans[index]] = True
+            factor, offset, kept = self._wide
+            self._together[indices] = (
+                torch.where(shown, factor, 1.0),
+                torch.where(shown, offset, 0.0),
+                torch.where(shown, factor.square(), 1.0),
+                torch.where(shown, kept, 0.0),
+            )
+        factor, offset, square, kept = self._together[indices]
+        torch.addcmul(offset, room[0], factor, out=room[0])
+        torch.addcmul(kept, room[1], square, out=room[1])
 
     def outputs(self, index: int, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
         """What moves a folded layer's output as `scale` and `shift` would move the input.

@@ -184,6 +184,7 @@ class Step:
         self._staged: list[StagedMoments | None] = [None] * len(layout.layers)
         self._direct = [False] * len(layout.layers)
         self._room: Tensor | None = None
+        self._outputs: set[int] = set()  # whose moments in `room` are of outputs
 
     def observe_only(self, index: int) -> None:
         """Stage the moments of one layer and of no other."""
@@ -208,7 +209,8 @@ class Step:
 
     def _visit(self, index: int, x: Tensor) -> tuple[Tensor, Tensor] | None:
         staged, items = None, x.shape[0]
-        if self.observe and x.numel() > 0 and self._only in (None, index):
+        wanted = self.observe and x.numel() > 0 and self._only in (None, index)
+        if wanted and not self._wrote_output(index, x):
             staged = self._stage(index, x.detach())
         if self.own is None and self.coefficients is None:
             return None
@@ -227,6 +229,20 @@ class Step:
         if rows is None:
             return scale.expand(items, -1), shift.expand(items, -1)
         return scale[rows], shift[rows]
+
+    def _wrote_output(self, index: int, x: Tensor) -> bool:
+        """Whether a kernel put a folded layer's moments to the others', to be recovered with them.
+
+        Those that frames are judged by are asked for at once.
+        """
+        if self.folded is None or self.fused is None or index not in self.folded.indices:
+            return False
+        if self.own is not None and self.own.measures(index, math.prod(x.shape[2:])):
+            return False
+        if not self.fused.observe(index, x):
+            return False
+        self._outputs.add(index)
+        return True
 
     def seen(self, index: int) -> bool:
         """Whether a layer was executed before, or nothing is staged of it alone."""
@@ -261,6 +277,9 @@ class Step:
         staged = self._staged[index]
         if self._direct[index]:
             mean, var = self.room[:, :, self.layout.layers[index].span]
+            if index in self._outputs:
+                assert self.folded is not None
+                mean, var = self.folded.recover_wide(index, mean, var)
         elif staged is None:
             return None
         else:
@@ -272,6 +291,10 @@ class Step:
         """What was staged of all layers; those that were not executed have zero positions."""
         assert self.entries is not None
         if self._room is not None:
+            if self._outputs:
+                assert self.folded is not None
+                self.folded.recover_in_place(self._room, frozenset(self._outputs))
+                self._outputs.clear()
             return self._staging.complete(self._room, self._staged, self._direct, self.positions)
         return self._staging.gather(self._staged, self.positions, self.entries)
 
@@ -296,6 +319,7 @@ class Step:
             if earlier is not None:
                 seen = Moments(earlier.positions, earlier.mean, earlier.var).merge(seen)
                 self._direct[index] = False
+                self._outputs.discard(index)
             positions = float(seen.count.flatten()[0])
             staged = StagedMoments(seen.mean.float(), seen.var.rsqrt().float())
         self._staged[index] = staged

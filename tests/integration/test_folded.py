@@ -370,3 +370,37 @@ def test_doctor_knows_folded_layers() -> None:
     assert found["bn1"].kind == found["bn1"].tap == "folded"
     assert found["bn1"].state == "adaptable" and found["bn1"].channels == 12
     assert found["alone"].kind == "batchnorm"
+
+
+class Block(nn.Module):
+    """A convolution and its BatchNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+class Twice(nn.Module):
+    """Calls it twice, the second time on smaller pictures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Block()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(self.block(x)[..., ::2]).mean((2, 3))
+
+
+@pytest.mark.parametrize("backend", ["auto", "hooks"])
+def test_a_layer_that_is_called_twice_shows_both(backend: Any) -> None:
+    model = randomise(Twice())
+    ema = sa.estimators.EMA(momentum=0.1)
+    stories = [Story(one, backend=backend, estimator=ema) for one in (sa.fold(model), model)]
+    with torch.no_grad():
+        for step in range(10):
+            outputs = [one.processor(world("fog", step, 3)) for one in stories]
+    torch.testing.assert_close(*outputs, rtol=1e-3, atol=1e-3)
+    same_state(*stories, streams=[None], tolerance=1e-3)
