@@ -8,6 +8,7 @@ later.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from types import ModuleType
 
@@ -41,7 +42,7 @@ class DeviceCommit:
         operators: `streamadapt.ops.commit.triton`.
         estimator: one of those there are kernels for, see `of`.
         layout: of the bank.
-        bank: on a device that the operators run on.
+        bank: on a GPU, or anywhere if Triton interprets.
         on_failure: told why, once, when they cannot be had after all; from then on nothing is done.
 
     Attributes:
@@ -89,6 +90,8 @@ class DeviceCommit:
     ) -> DeviceCommit | None:
         """For this estimator, if there are kernels for it."""
         if operators is None or type(estimator) not in (Restarting, EMA, Welford):
+            return None
+        if bank.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
             return None
         if isinstance(estimator, Restarting) and bank.scalar_names != SCALARS:
             return None

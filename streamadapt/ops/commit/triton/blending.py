@@ -41,7 +41,7 @@ def count_before(count, positions, parameters):
     return tl.minimum(tl.where(count > 0.0, count, prior * positions), most * positions)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["row_count", "frames"])
 def blend_rows(
     mean,  # [frames, channels] f64
     var,
@@ -142,7 +142,7 @@ def blend_rows(
     tl.store(out + SEEN * chunk_count, tl.sum(seen_sum, axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["row_count"])
 def write_rows(
     allowed,  # [rows] f64
     rows,  # [rows] i64

@@ -9,7 +9,6 @@ from streamadapt.ops.commit.triton.pooling import (
     KEPT,
     PENDING_AT,
     SECONDS_AT,
-    total,
 )
 from streamadapt.ops.commit.triton.settings import (
     ALARM,
@@ -57,6 +56,38 @@ from streamadapt.ops.commit.triton.settings import (
 
 
 @triton.jit
+def sums_of(parts, chunk_count, CHUNKS: tl.constexpr):
+    """All sums over chunks at once: one wait for memory instead of seven."""
+    innovation = tl.zeros([CHUNKS], tl.float64)
+    from_source = tl.zeros([CHUNKS], tl.float64)
+    near = tl.zeros([CHUNKS], tl.float64)
+    differs = tl.zeros([CHUNKS], tl.float64)
+    aside = tl.zeros([CHUNKS], tl.float64)
+    moved = tl.zeros([CHUNKS], tl.float64)
+    seen = tl.zeros([CHUNKS], tl.float64)
+    for first in range(0, chunk_count, CHUNKS):
+        chunk = first + tl.arange(0, CHUNKS)
+        there = chunk < chunk_count
+        at = parts + chunk
+        innovation += tl.load(at + INNOVATION * chunk_count, mask=there, other=0.0)
+        from_source += tl.load(at + FROM_SOURCE * chunk_count, mask=there, other=0.0)
+        near += tl.load(at + NEAR * chunk_count, mask=there, other=0.0)
+        differs += tl.load(at + DIFFERS * chunk_count, mask=there, other=0.0)
+        aside += tl.load(at + ASIDE * chunk_count, mask=there, other=0.0)
+        moved += tl.load(at + MOVED * chunk_count, mask=there, other=0.0)
+        seen += tl.load(at + SEEN * chunk_count, mask=there, other=0.0)
+    return (
+        tl.sum(innovation, axis=0),
+        tl.sum(from_source, axis=0),
+        tl.sum(near, axis=0),
+        tl.sum(differs, axis=0),
+        tl.sum(aside, axis=0),
+        tl.sum(moved, axis=0),
+        tl.sum(seen, axis=0),
+    )
+
+
+@triton.jit(do_not_specialize=["row_count"])
 def decide_rows(
     allowed,  # [rows] f64
     rows,  # [rows] i64
@@ -87,7 +118,6 @@ def decide_rows(
     at = piece * BLOCK + tl.arange(0, BLOCK)
     inside = at < channels
     old = before + r * KEPT
-    sums = row_parts + r * PARTS * chunk_count
     count = tl.load(old + FRAMES_AT)
     pending = tl.load(old + PENDING_AT)
     seconds = tl.load(old + SECONDS_AT)
@@ -108,8 +138,19 @@ def decide_rows(
     unlike = tl.load(parameters + UNLIKE)
     watched = tl.load(parameters + WATCHED)
     free = tl.load(allowed + r)
-    if ALONE:
-        seen = total(sums + SEEN * chunk_count, chunk_count, CHUNKS)
+    innovation, from_source, near_source, differs, aside_sum, moved_sum, seen = sums_of(
+        row_parts + r * PARTS * chunk_count, chunk_count, CHUNKS
+    )
+    # Whatever is written is on its way while it is decided what.
+    new = candidate + r * 4 * channels + at
+    held = data + row * 4 * channels + at
+    source_mean = tl.load(source + at, mask=inside, other=0.0)
+    source_var = tl.load(source + channels + at, mask=inside, other=0.0)
+    new_mean = tl.load(new, mask=inside, other=0.0)
+    new_var = tl.load(new + channels, mask=inside, other=0.0)
+    new_aside_mean = tl.load(new + 2 * channels, mask=inside, other=0.0)
+    new_aside_var = tl.load(new + 3 * channels, mask=inside, other=0.0)
+    if ALONE:  # noqa: SIM102 - one is known when it is compiled
         if seen * 0.0 != 0.0:
             count = 0.0 * count
             nothing = tl.zeros([BLOCK], tl.float64)
@@ -131,19 +172,18 @@ def decide_rows(
     alarm = phase != phase
     back = phase != phase
     if ready:
-        innovation = total(sums + INNOVATION * chunk_count, chunk_count, CHUNKS) / watched
+        innovation = innovation / watched
         ratio = innovation / level
         excess = tl.maximum(excess + tl.minimum(ratio, LARGEST_RATIO) - SLACK, 0.0)
         near = phase != phase
         if following:
-            from_source = total(sums + FROM_SOURCE * chunk_count, chunk_count, CHUNKS) / watched
-            nearer = nearer + (innovation - from_source) / level - NEARER_SLACK
+            nearer = nearer + (innovation - from_source / watched) / level - NEARER_SLACK
             nearer = tl.maximum(nearer, 0.0)
-            near = total(sums + NEAR * chunk_count, chunk_count, CHUNKS) / watched < material
+            near = near_source / watched < material
         else:
             nearer = 0.0 * nearer
         alarm = (ratio > alarming) | (excess > PATIENCE) | (nearer > NEARER_LIMIT)
-        same = total(sums + DIFFERS * chunk_count, chunk_count, CHUNKS) == 0.0
+        same = differs == 0.0
         insists = (phase == RESTING) & (blocks >= 2.0) & (settled_frames >= KNOWN_AFTER)
         insists = insists & (recent > unlike) & same
         alarm = alarm | insists
@@ -180,29 +220,25 @@ def decide_rows(
     check = new_phase + settled_frames + settled_seconds + new_pending + new_seconds + blocks
     check += excess + nearer + new_recent + new_insists + new_level + material
     if (phase != SETTLING) & (alarm == 0):
-        check += total(sums + ASIDE * chunk_count, chunk_count, CHUNKS)
+        check += aside_sum
         if moves & (back == 0):
-            check += total(sums + MOVED * chunk_count, chunk_count, CHUNKS)
+            check += moved_sum
     finite = check * 0.0 == 0.0
     writes = finite & (accepted > 0.0)
 
-    new = candidate + r * 4 * channels + at
-    held = data + row * 4 * channels + at
     if writes:
-        source_mean = tl.load(source + at, mask=inside, other=0.0)
-        source_var = tl.load(source + channels + at, mask=inside, other=0.0)
         if to_source:
             tl.store(held, source_mean, mask=inside)
             tl.store(held + channels, source_var, mask=inside)
         elif moves:
-            tl.store(held, tl.load(new, mask=inside), mask=inside)
-            tl.store(held + channels, tl.load(new + channels, mask=inside), mask=inside)
+            tl.store(held, new_mean, mask=inside)
+            tl.store(held + channels, new_var, mask=inside)
         if alarm:
             tl.store(held + 2 * channels, source_mean, mask=inside)
             tl.store(held + 3 * channels, source_var, mask=inside)
         elif phase != SETTLING:
-            tl.store(held + 2 * channels, tl.load(new + 2 * channels, mask=inside), mask=inside)
-            tl.store(held + 3 * channels, tl.load(new + 3 * channels, mask=inside), mask=inside)
+            tl.store(held + 2 * channels, new_aside_mean, mask=inside)
+            tl.store(held + 3 * channels, new_aside_var, mask=inside)
 
     if piece == 0:
         tl.store(results + r, count)

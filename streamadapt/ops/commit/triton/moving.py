@@ -60,7 +60,7 @@ def apart_from(mean, var, other_mean, other_var, eps):
     return tl.where(apart > LARGEST, LARGEST, apart)  # keeps a NaN
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["row_count", "frames"])
 def move_rows(
     mean,  # [frames, channels] f64
     var,

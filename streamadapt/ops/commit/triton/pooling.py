@@ -33,7 +33,7 @@ def place_of(chunks, chunk, chunk_count):
     return start, size, whole, layer
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["row_count", "frames"])
 def look_at_frames(
     mean,  # [frames, channels] f64, mean_stride apart
     var,
