@@ -249,7 +249,7 @@ def poisoned(make: Callable[..., Any]) -> Callable[..., Any]:
     def made(**sizes: int) -> Any:
         found = make(**sizes)
         for one in vars(found).values():
-            one.fill_(torch.nan)
+            one.fill_(torch.nan if one.is_floating_point() else -1)
         return found
 
     return made

@@ -77,10 +77,10 @@ class Case:
             "outcome": commit.outcome(rows=rows, frames=batch),
             "room": commit.room(rows=rows, frames=batch),
         }
-        # Moments, twice from the second frame of a step on, the rows' state to be read and
-        # written, and what one launch leaves for the next.
-        looks = 1 if batch == 1 else 2
-        self.bytes = channels * (16 * batch * looks + rows * (16 + 16 + 16 + 16 + 16) + 8)
+        # Moments, of which several are looked at before they are pooled in two passes; the rows'
+        # state, read and written; what a launch leaves for the next; what is told.
+        each = 16 if batch == 1 else 40
+        self.bytes = channels * (each * batch + 80 * rows + 8)
         source = torch.empty(self.bytes // 2, dtype=torch.uint8, device=device)
         target = torch.empty_like(source)
         self.commits = _captured(lambda: commit.launch(moments[0], moments[1], **arguments))

@@ -1,4 +1,4 @@
-"""A commit as two or three launches on the device, which a captured graph can hold.
+"""A commit as two launches on the device, or four, which a captured graph can hold.
 
 All that may change from step to step is read from tensors: rows, weights, time, which rows are held
 and the estimator's parameters. A graph that was captured with them obeys what is written there
@@ -186,6 +186,8 @@ class DeviceCommit:
             outcome.results,
             outcome.trust,
             room.parts,
+            room.order,
+            room.shares,
             room.row_parts,
             room.before,
             room.candidate,

@@ -13,7 +13,7 @@ CHUNK = 128
 """Channels that one program of a kernel sees, at most; of one layer."""
 
 MOST_FRAMES = 128
-"""Frames of a step: each program compares the distances of all pairs of them."""
+"""Frames of a step: the distances of all pairs of them are compared at once."""
 
 SCALARS = (
     "phase",
@@ -92,12 +92,16 @@ class Room:
 
     Attributes:
         parts: `[2, frames, chunks]` float64.
+        order: `[rows, frames]` int64.
+        shares: `[rows, frames + 2]` float64.
         row_parts: `[rows, 7, chunks]` float64.
         before: `[rows, 16]` float64.
         candidate: `[rows, 4, channels]` fp32.
     """
 
     parts: Tensor
+    order: Tensor
+    shares: Tensor
     row_parts: Tensor
     before: Tensor
     candidate: Tensor
@@ -110,6 +114,8 @@ class Room:
             wide = torch.empty(0, dtype=torch.float64, device=device)
             return cls(
                 wide.new_empty(2, frames, chunks),
+                torch.empty(rows, frames, dtype=torch.long, device=device),
+                wide.new_empty(rows, frames + 2),
                 wide.new_empty(rows, _PARTS, chunks),
                 wide.new_empty(rows, _KEPT),
                 torch.empty(rows, 4, channels, device=device),

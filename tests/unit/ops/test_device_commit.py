@@ -18,9 +18,9 @@ pytestmark = [
 POINTERS = {
     **dict.fromkeys(("mean", "var", "weights", "elapsed", "allowed", "positions"), "*fp64"),
     **dict.fromkeys(("tallies", "parameters", "layers", "parts", "pooled", "trust"), "*fp64"),
-    **dict.fromkeys(("row_parts", "before", "results"), "*fp64"),
+    **dict.fromkeys(("row_parts", "before", "results", "shares"), "*fp64"),
     **dict.fromkeys(("data", "source", "candidate", "gamma", "beta", "eps", "tables"), "*fp32"),
-    **dict.fromkeys(("rows", "chunks"), "*i64"),
+    **dict.fromkeys(("rows", "chunks", "order"), "*i64"),
 }
 ALIGNED = {*POINTERS, "mean_stride", "var_stride", "row_stride", "channels"}
 MOST_REGISTERS = 168  # three blocks of 128 threads on each multiprocessor, at least
@@ -38,11 +38,13 @@ def kernels() -> list[tuple[str, dict[str, Any]]]:
         ("decide_rows", {"ALONE": True, **written}),
         ("write_rows", {"MEMORY": 3, "ALONE": True, **written}),
     ]
-    found += [("move_rows", {"frames": frames}) for frames in (1, 2, 16, 128)]
-    return found + [
-        ("blend_rows", {"frames": frames, "MEMORY": memory, "UNBIASED": memory == 1})
-        for frames, memory in ((1, 0), (16, 1), (1, 2), (128, 3))
-    ]
+    for frames in (2, 16, 128):
+        found.append(("weigh_frames", {"frames": frames, "JUDGED": frames >= 4}))
+    for frames in (1, 2, 128):
+        found.append(("move_rows", {"frames": frames}))
+    for frames, memory in ((1, 0), (2, 1), (1, 2), (128, 3)):
+        found.append(("blend_rows", {"frames": frames, "MEMORY": memory, "UNBIASED": memory == 1}))
+    return found
 
 
 @pytest.mark.parametrize("name,constants", kernels(), ids=lambda value: str(value))
@@ -54,9 +56,8 @@ def test_kernels_compile_for_a_gpu_and_spill_nothing(
     constants = dict(constants)
     frames = constants.pop("frames", None)
     if frames is not None:
-        constants |= operators._sizes(frames)
-        if name == "move_rows":
-            constants["JUDGED"] = frames >= 4
+        sizes = operators._weighing(frames) if name == "weigh_frames" else None
+        constants |= sizes or operators._pooling(1, frames)
     warps = constants.pop("num_warps", 4)
     types = {one: POINTERS.get(one, "i32") for one in getattr(operators, name).arg_names}
     found = compile_for_gpu(

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
-"""`EMA.update` and `Welford.update` with the bank's transaction, in two launches."""
+"""`EMA.update` and `Welford.update`, and the bank's transaction."""
 
 import math
 
@@ -9,9 +9,9 @@ import triton.language as tl
 from streamadapt.ops.commit.triton.pooling import (
     FRAMES_AT,
     KEPT,
+    frames_of,
     place_of,
     pool,
-    share_out,
     total,
 )
 
@@ -53,9 +53,10 @@ def blend_rows(
     tallies,  # [*, width] f64
     parameters,
     chunks,  # [4, chunks] i64
-    parts,  # of `look_at_frames`
+    order,  # of `weigh_frames`
+    shares,
     pooled,  # [2, rows, channels] f64, out
-    trust,  # [frames] f64, out: ones
+    trust,  # [frames] f64, out: one, of a frame alone
     candidate,  # [rows, 4, channels] f32, out
     row_parts,  # [rows, PARTS, chunks] f64, out
     before,  # [rows, KEPT] f64, out
@@ -69,19 +70,15 @@ def blend_rows(
     MEMORY: tl.constexpr,
     UNBIASED: tl.constexpr,
     ALONE: tl.constexpr,
-    FRAMES: tl.constexpr,
-    CHUNKS: tl.constexpr,
+    WINDOW: tl.constexpr,
     BLOCK: tl.constexpr,
-    PART: tl.constexpr,
 ):
     """What each channel of each row would become."""
     chunk = tl.program_id(0)
     r = tl.program_id(1).to(tl.int64)
     row = tl.load(rows + r)
     start, _size, whole_chunk, layer = place_of(chunks, chunk, chunk_count)
-    share, _trusted, _weight, count = share_out(
-        weights + r * frames, parts, frames, chunk_count, ALONE, False, FRAMES, CHUNKS
-    )
+    count, live = frames_of(weights, shares, r, frames, ALONE)
     now = count * tl.load(positions + layer)
     if MEMORY == COUNTED:
         held_count = tl.load(tallies + row * width + 2 + layer)
@@ -100,43 +97,55 @@ def blend_rows(
         tl.store(before + r * KEPT + FRAMES_AT, count)
         if ALONE:
             tl.store(trust, 1.0)
-    new_sum = tl.zeros([PART], tl.float64)
-    seen_sum = tl.zeros([PART], tl.float64)
-    for first in range(0, BLOCK, PART):
-        here = first + tl.arange(0, PART)
-        inside = here < whole_chunk
-        at = start + here
-        seen_mean, seen_var = pool(mean, var, mean_stride, var_stride, share, at, inside, FRAMES)
-        tl.store(pooled + r * channels + at, seen_mean, mask=inside)
-        tl.store(pooled + (row_count + r) * channels + at, seen_var, mask=inside)
-        seen_sum += seen_mean + seen_var
-        held = data + row * fields * channels + at
-        new_mean = tl.load(held, mask=inside, other=0.0).to(tl.float64)
-        new_var = tl.load(held + channels, mask=inside, other=0.0).to(tl.float64)
-        if MEMORY == COUNTED:
-            new_mean += tl.load(held + 2 * channels, mask=inside, other=0.0).to(tl.float64)
-            new_var += tl.load(held + 3 * channels, mask=inside, other=0.0).to(tl.float64)
-        d = seen_mean - new_mean
-        new_mean += d * share_new
-        if UNBIASED:
-            bessel = now / tl.maximum(now - 1.0, 0.5)
-            shown = tl.where(now > 1.0, seen_var * bessel, seen_var)
-            new_var += share_new * (shown - new_var)
-        else:
-            spread = d * d * (share_new * (1.0 - share_new))
-            new_var += share_new * (seen_var - new_var) + spread
-        new_var = tl.where(new_var < 0.0, 0.0, new_var)  # keeps a NaN
-        out = candidate + r * 4 * channels + at
-        narrow_mean = new_mean.to(tl.float32)
-        narrow_var = new_var.to(tl.float32)
-        tl.store(out, narrow_mean, mask=inside)
-        tl.store(out + channels, narrow_var, mask=inside)
-        new_sum += narrow_mean.to(tl.float64) + narrow_var.to(tl.float64)
-        if MEMORY == COUNTED:
-            low_mean = (new_mean - narrow_mean.to(tl.float64)).to(tl.float32)
-            low_var = (new_var - narrow_var.to(tl.float64)).to(tl.float32)
-            tl.store(out + 2 * channels, low_mean, mask=inside)
-            tl.store(out + 3 * channels, low_var, mask=inside)
+    here = tl.arange(0, BLOCK)
+    inside = here < whole_chunk
+    at = start + here
+    seen_mean, seen_var = pool(
+        mean,
+        var,
+        order,
+        shares,
+        mean_stride,
+        var_stride,
+        r,
+        frames,
+        live,
+        at,
+        inside,
+        ALONE,
+        WINDOW,
+        BLOCK,
+    )
+    tl.store(pooled + r * channels + at, seen_mean, mask=inside)
+    tl.store(pooled + (row_count + r) * channels + at, seen_var, mask=inside)
+    seen_sum = seen_mean + seen_var
+    held = data + row * fields * channels + at
+    new_mean = tl.load(held, mask=inside, other=0.0).to(tl.float64)
+    new_var = tl.load(held + channels, mask=inside, other=0.0).to(tl.float64)
+    if MEMORY == COUNTED:
+        new_mean += tl.load(held + 2 * channels, mask=inside, other=0.0).to(tl.float64)
+        new_var += tl.load(held + 3 * channels, mask=inside, other=0.0).to(tl.float64)
+    d = seen_mean - new_mean
+    new_mean += d * share_new
+    if UNBIASED:
+        bessel = now / tl.maximum(now - 1.0, 0.5)
+        shown = tl.where(now > 1.0, seen_var * bessel, seen_var)
+        new_var += share_new * (shown - new_var)
+    else:
+        spread = d * d * (share_new * (1.0 - share_new))
+        new_var += share_new * (seen_var - new_var) + spread
+    new_var = tl.where(new_var < 0.0, 0.0, new_var)  # keeps a NaN
+    out = candidate + r * 4 * channels + at
+    narrow_mean = new_mean.to(tl.float32)
+    narrow_var = new_var.to(tl.float32)
+    tl.store(out, narrow_mean, mask=inside)
+    tl.store(out + channels, narrow_var, mask=inside)
+    new_sum = narrow_mean.to(tl.float64) + narrow_var.to(tl.float64)
+    if MEMORY == COUNTED:
+        low_mean = (new_mean - narrow_mean.to(tl.float64)).to(tl.float32)
+        low_var = (new_var - narrow_var.to(tl.float64)).to(tl.float32)
+        tl.store(out + 2 * channels, low_mean, mask=inside)
+        tl.store(out + 3 * channels, low_var, mask=inside)
     out = row_parts + r * PARTS * chunk_count + chunk
     tl.store(out + NEW * chunk_count, tl.sum(new_sum, axis=0))
     tl.store(out + SEEN * chunk_count, tl.sum(seen_sum, axis=0))

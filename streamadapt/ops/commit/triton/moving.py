@@ -14,9 +14,9 @@ from streamadapt.ops.commit.triton.pooling import (
     LARGEST,
     PENDING_AT,
     SECONDS_AT,
+    frames_of,
     place_of,
     pool,
-    share_out,
 )
 from streamadapt.ops.commit.triton.settings import (
     ASIDE,
@@ -73,9 +73,10 @@ def move_rows(
     parameters,  # f64
     chunks,  # [4, chunks] i64
     layers,  # [3, layers] f64
-    parts,  # of `look_at_frames`
+    order,  # of `weigh_frames`
+    shares,
     pooled,  # [2, rows, channels] f64, out
-    trust,  # [frames] f64, out
+    trust,  # [frames] f64, out: of a frame alone
     candidate,  # [rows, 4, channels] f32, out
     row_parts,  # [rows, PARTS, chunks] f64, out
     before,  # [rows, KEPT] f64, out
@@ -88,11 +89,8 @@ def move_rows(
     layer_count,
     width,
     ALONE: tl.constexpr,
-    JUDGED: tl.constexpr,
-    FRAMES: tl.constexpr,
-    CHUNKS: tl.constexpr,
+    WINDOW: tl.constexpr,
     BLOCK: tl.constexpr,
-    PART: tl.constexpr,
 ):
     """What each channel of each row would become, and the sums that decide whether it does."""
     chunk = tl.program_id(0)
@@ -112,9 +110,7 @@ def move_rows(
     eps = tl.load(layers + layer)
     layer_size = tl.load(layers + layer_count + layer)
     memory = tl.load(layers + 2 * layer_count + layer)
-    share, trusted, weight, count = share_out(
-        weights + r * frames, parts, frames, chunk_count, ALONE, JUDGED, FRAMES, CHUNKS
-    )
+    count, live = frames_of(weights, shares, r, frames, ALONE)
     passed = tl.maximum(tl.minimum(passed, count * LONGEST_FRAME), count * SHORTEST_FRAME)
     pending += count
     seconds += passed
@@ -122,11 +118,8 @@ def move_rows(
     ready = whole & (phase != SETTLING)
     moves = whole & (phase == FOLLOWING)
     if chunk == 0:
-        each = tl.arange(0, FRAMES)
         if ALONE:
             tl.store(trust, 1.0)
-        else:
-            tl.store(trust + each, trusted, mask=weight > 0.0)
         kept = tl.arange(0, KEPT)
         old = tl.load(scalars + kept, mask=kept < SCALARS, other=0.0)
         old = tl.where(kept == FRAMES_AT, count, old)
@@ -137,73 +130,83 @@ def move_rows(
     merged = count / tl.where(pending > 0.0, pending, 1.0)
     blended = tl.minimum(seconds / (memory + seconds), max_weight)
     factor = tl.exp(tl.minimum(2.0 * clip, 600.0))
-    innovation = tl.zeros([PART], tl.float64)
-    from_source = tl.zeros([PART], tl.float64)
-    near = tl.zeros([PART], tl.float64)
-    differs = tl.zeros([PART], tl.float64)
-    aside_sum = tl.zeros([PART], tl.float64)
-    moved_sum = tl.zeros([PART], tl.float64)
-    seen_sum = tl.zeros([PART], tl.float64)
-    for first in range(0, BLOCK, PART):
-        here = first + tl.arange(0, PART)
-        inside = here < whole_chunk
-        at = start + here
-        seen_mean, seen_var = pool(mean, var, mean_stride, var_stride, share, at, inside, FRAMES)
-        tl.store(pooled + r * channels + at, seen_mean, mask=inside)
-        tl.store(pooled + (row_count + r) * channels + at, seen_var, mask=inside)
-        held = data + row * 4 * channels + at
-        held_mean = tl.load(held, mask=inside, other=0.0)
-        held_var = tl.load(held + channels, mask=inside, other=1.0)
-        source_mean = tl.load(source + at, mask=inside, other=0.0)
-        source_var = tl.load(source + channels + at, mask=inside, other=1.0)
-        aside_mean = tl.load(held + 2 * channels, mask=inside, other=0.0).to(tl.float64)
-        aside_var = tl.load(held + 3 * channels, mask=inside, other=1.0).to(tl.float64)
-        same = (held_mean == source_mean) & (held_var == source_var)
-        differs += tl.where(same, 0.0, 1.0)
-        held_mean = held_mean.to(tl.float64)
-        held_var = held_var.to(tl.float64)
-        source_mean = source_mean.to(tl.float64)
-        source_var = source_var.to(tl.float64)
+    innovation = tl.zeros([BLOCK], tl.float64)
+    from_source = tl.zeros([BLOCK], tl.float64)
+    near = tl.zeros([BLOCK], tl.float64)
+    here = tl.arange(0, BLOCK)
+    inside = here < whole_chunk
+    at = start + here
+    seen_mean, seen_var = pool(
+        mean,
+        var,
+        order,
+        shares,
+        mean_stride,
+        var_stride,
+        r,
+        frames,
+        live,
+        at,
+        inside,
+        ALONE,
+        WINDOW,
+        BLOCK,
+    )
+    tl.store(pooled + r * channels + at, seen_mean, mask=inside)
+    tl.store(pooled + (row_count + r) * channels + at, seen_var, mask=inside)
+    held = data + row * 4 * channels + at
+    held_mean = tl.load(held, mask=inside, other=0.0)
+    held_var = tl.load(held + channels, mask=inside, other=1.0)
+    source_mean = tl.load(source + at, mask=inside, other=0.0)
+    source_var = tl.load(source + channels + at, mask=inside, other=1.0)
+    aside_mean = tl.load(held + 2 * channels, mask=inside, other=0.0).to(tl.float64)
+    aside_var = tl.load(held + 3 * channels, mask=inside, other=1.0).to(tl.float64)
+    same = (held_mean == source_mean) & (held_var == source_var)
+    differs = tl.where(same, 0.0, 1.0)
+    held_mean = held_mean.to(tl.float64)
+    held_var = held_var.to(tl.float64)
+    source_mean = source_mean.to(tl.float64)
+    source_var = source_var.to(tl.float64)
 
-        # The block under way together with these frames.
-        d = seen_mean - aside_mean
-        aside_mean += d * merged
-        aside_var += merged * (seen_var - aside_var) + d * d * (merged * (1.0 - merged))
+    # The block under way together with these frames.
+    d = seen_mean - aside_mean
+    aside_mean += d * merged
+    aside_var += merged * (seen_var - aside_var) + d * d * (merged * (1.0 - merged))
 
-        up = held_var + eps
-        reach = clip * tl.sqrt(up)
-        d = within(aside_mean - held_mean, -reach, reach)
-        shown = within(aside_var, held_var / factor, up * factor)
-        moved_mean = held_mean + d * blended
-        moved_var = held_var + blended * (shown - held_var) + d * d * (blended * (1.0 - blended))
-        up = source_var + eps
-        far = TRUSTED_SIGMAS * tl.sqrt(up)
-        moved_mean = source_mean + within(moved_mean - source_mean, -far, far)
-        moved_var = within(moved_var, source_var * LEAST_VARIANCE, up * MOST_VARIANCE)
+    up = held_var + eps
+    reach = clip * tl.sqrt(up)
+    d = within(aside_mean - held_mean, -reach, reach)
+    shown = within(aside_var, held_var / factor, up * factor)
+    moved_mean = held_mean + d * blended
+    moved_var = held_var + blended * (shown - held_var) + d * d * (blended * (1.0 - blended))
+    up = source_var + eps
+    far = TRUSTED_SIGMAS * tl.sqrt(up)
+    moved_mean = source_mean + within(moved_mean - source_mean, -far, far)
+    moved_var = within(moved_var, source_var * LEAST_VARIANCE, up * MOST_VARIANCE)
 
-        # A variance below zero is zero; a NaN stays one.
-        out = candidate + r * 4 * channels + at
-        narrow_mean = moved_mean.to(tl.float32)
-        narrow_var = tl.where(moved_var < 0.0, 0.0, moved_var).to(tl.float32)
-        moved_sum += narrow_mean.to(tl.float64) + narrow_var.to(tl.float64)
-        tl.store(out, narrow_mean, mask=inside)
-        tl.store(out + channels, narrow_var, mask=inside)
-        narrow_mean = aside_mean.to(tl.float32)
-        narrow_var = tl.where(aside_var < 0.0, 0.0, aside_var).to(tl.float32)
-        aside_sum += narrow_mean.to(tl.float64) + narrow_var.to(tl.float64)
-        tl.store(out + 2 * channels, narrow_mean, mask=inside)
-        tl.store(out + 3 * channels, narrow_var, mask=inside)
-        seen_sum += seen_mean + seen_var
+    # A variance below zero is zero; a NaN stays one.
+    out = candidate + r * 4 * channels + at
+    narrow_mean = moved_mean.to(tl.float32)
+    narrow_var = tl.where(moved_var < 0.0, 0.0, moved_var).to(tl.float32)
+    moved_sum = narrow_mean.to(tl.float64) + narrow_var.to(tl.float64)
+    tl.store(out, narrow_mean, mask=inside)
+    tl.store(out + channels, narrow_var, mask=inside)
+    narrow_mean = aside_mean.to(tl.float32)
+    narrow_var = tl.where(aside_var < 0.0, 0.0, aside_var).to(tl.float32)
+    aside_sum = narrow_mean.to(tl.float64) + narrow_var.to(tl.float64)
+    tl.store(out + 2 * channels, narrow_mean, mask=inside)
+    tl.store(out + 3 * channels, narrow_var, mask=inside)
+    seen_sum = seen_mean + seen_var
 
-        if ready & (layer < watched):
-            real = here < size
-            apart = apart_from(aside_mean, aside_var, held_mean, held_var, eps)
-            innovation += tl.where(real, apart, 0.0)
-            if moves:
-                apart = apart_from(aside_mean, aside_var, source_mean, source_var, eps)
-                from_source += tl.where(real, apart, 0.0)
-                apart = apart_from(moved_mean, moved_var, source_mean, source_var, eps)
-                near += tl.where(real, apart, 0.0)
+    if ready & (layer < watched):
+        real = here < size
+        apart = apart_from(aside_mean, aside_var, held_mean, held_var, eps)
+        innovation = tl.where(real, apart, 0.0)
+        if moves:
+            apart = apart_from(aside_mean, aside_var, source_mean, source_var, eps)
+            from_source = tl.where(real, apart, 0.0)
+            apart = apart_from(moved_mean, moved_var, source_mean, source_var, eps)
+            near = tl.where(real, apart, 0.0)
     out = row_parts + r * PARTS * chunk_count + chunk
     tl.store(out + INNOVATION * chunk_count, tl.sum(innovation, axis=0) / layer_size)
     tl.store(out + FROM_SOURCE * chunk_count, tl.sum(from_source, axis=0) / layer_size)

@@ -9,7 +9,7 @@ from streamadapt.ops.commit.plan import CHUNK
 from streamadapt.ops.commit.triton.blending import COUNTED, blend_rows, write_rows
 from streamadapt.ops.commit.triton.deciding import decide_rows
 from streamadapt.ops.commit.triton.moving import move_rows
-from streamadapt.ops.commit.triton.pooling import ENOUGH_FRAMES, look_at_frames
+from streamadapt.ops.commit.triton.pooling import ENOUGH_FRAMES, look_at_frames, weigh_frames
 
 _TILE = 2048  # values of a [frames, channels] tile, 16 to a thread
 _WRITTEN = 512  # channels of a row that one program decides on
@@ -30,10 +30,12 @@ def _look(
     layers: Tensor,
     parts: Tensor,
     trust: Tensor,
+    order: Tensor,
+    shares: Tensor,
     *,
     judged: bool,
 ) -> None:
-    """The first launch; a frame that is alone does without."""
+    """The first two launches; a frame that is alone does without."""
     count, frames = weights.shape
     if frames == 1:
         return
@@ -58,19 +60,33 @@ def _look(
         ROWS=_power_of_two(count),
         BLOCK=CHUNK,
     )
+    weigh_frames[(count,)](
+        weights,
+        parts,
+        trust,
+        order,
+        shares,
+        frames,
+        chunks.shape[1],
+        JUDGED=judged,
+        **_weighing(frames),
+    )
 
 
-def _sizes(frames: int) -> dict[str, int | bool]:
-    """Of the tiles in which frames are pooled, and the warps that do so."""
+def _weighing(frames: int) -> dict[str, int]:
+    """Of the tile in which the frames of a step are weighed, and the warps that do so."""
     whole = _power_of_two(frames)
     return {
-        "ALONE": frames == 1,
         "FRAMES": whole,
-        "CHUNKS": max(_TILE // (2 * whole), 8) if frames > 1 else 8,
-        "BLOCK": CHUNK,
-        "PART": min(CHUNK, max(_TILE // whole, 16)),
-        "num_warps": 4 if whole <= 32 else 8,  # with more frames, 4 run out of registers
+        "CHUNKS": max(_TILE // whole, 8),
+        "num_warps": 8,  # with many frames, 4 run out of registers
     }
+
+
+def _pooling(rows: int, frames: int) -> dict[str, int | bool]:
+    """Of the tiles in which they are pooled: as many frames at a time as a row has, of many."""
+    window = min(_power_of_two(-(-frames // rows)), _TILE // CHUNK)
+    return {"ALONE": frames == 1, "WINDOW": window, "BLOCK": CHUNK}
 
 
 @torch.library.custom_op(
@@ -82,6 +98,8 @@ def _sizes(frames: int) -> dict[str, int | bool]:
         "results",
         "trust",
         "parts",
+        "order",
+        "shares",
         "row_parts",
         "before",
         "candidate",
@@ -105,11 +123,13 @@ def commit_restarting(
     results: Tensor,
     trust: Tensor,
     parts: Tensor,
+    order: Tensor,
+    shares: Tensor,
     row_parts: Tensor,
     before: Tensor,
     candidate: Tensor,
 ) -> None:
-    """Reduce a step's frames, move `Restarting` on, and write the bank: two or three launches.
+    """Reduce a step's frames, move `Restarting` on, and write the bank: two launches, or four.
 
     Args:
         mean: `[frames, channels]` float64, of each frame; `channels` with padding, side by side.
@@ -129,13 +149,17 @@ def commit_restarting(
         results: likewise.
         trust: likewise.
         parts: of `Room`.
+        order: likewise.
+        shares: likewise.
         row_parts: likewise.
         before: likewise.
         candidate: likewise.
     """
     count, frames = weights.shape
     judged = frames >= int(ENOUGH_FRAMES.value)
-    _look(mean, var, weights, rows, data, chunks, layers, parts, trust, judged=judged)
+    _look(
+        mean, var, weights, rows, data, chunks, layers, parts, trust, order, shares, judged=judged
+    )
     channels, chunk_count = mean.shape[1], chunks.shape[1]
     layer_count, width = layers.shape[1], tallies.shape[1]
     move_rows[(chunk_count, count)](
@@ -150,7 +174,8 @@ def commit_restarting(
         parameters,
         chunks,
         layers,
-        parts,
+        order,
+        shares,
         pooled,
         trust,
         candidate,
@@ -164,8 +189,7 @@ def commit_restarting(
         chunk_count,
         layer_count,
         width,
-        JUDGED=judged,
-        **_sizes(frames),
+        **_pooling(count, frames),
     )
     decide_rows[(-(-channels // _WRITTEN), count)](
         allowed,
@@ -201,6 +225,8 @@ def commit_restarting(
         "results",
         "trust",
         "parts",
+        "order",
+        "shares",
         "row_parts",
         "before",
         "candidate",
@@ -223,6 +249,8 @@ def commit_blended(
     results: Tensor,
     trust: Tensor,
     parts: Tensor,
+    order: Tensor,
+    shares: Tensor,
     row_parts: Tensor,
     before: Tensor,
     candidate: Tensor,
@@ -248,6 +276,8 @@ def commit_blended(
         results: likewise; the phase is zero.
         trust: likewise; ones.
         parts: likewise.
+        order: likewise.
+        shares: likewise.
         row_parts: likewise.
         before: likewise.
         candidate: likewise.
@@ -255,7 +285,7 @@ def commit_blended(
         unbiased: take the unbiased variance, and leave out the spread between old and new.
     """
     count, frames = weights.shape
-    _look(mean, var, weights, rows, data, chunks, layers, parts, trust, judged=False)
+    _look(mean, var, weights, rows, data, chunks, layers, parts, trust, order, shares, judged=False)
     channels, chunk_count = mean.shape[1], chunks.shape[1]
     layer_count, width = layers.shape[1], tallies.shape[1]
     assert data.shape[1] == (4 if memory == int(COUNTED.value) else 2)
@@ -270,7 +300,8 @@ def commit_blended(
         tallies,
         parameters,
         chunks,
-        parts,
+        order,
+        shares,
         pooled,
         trust,
         candidate,
@@ -285,7 +316,7 @@ def commit_blended(
         width,
         MEMORY=memory,
         UNBIASED=unbiased,
-        **_sizes(frames),
+        **_pooling(count, frames),
     )
     write_rows[(-(-channels // _WRITTEN), count)](
         allowed,

@@ -89,67 +89,121 @@ def look_at_frames(
         tl.store(out + frames * chunk_count, tl.sum(apart, axis=0) * share)
 
 
-@triton.jit
-def share_out(
-    weights,  # of one row, [frames] f64
-    parts,
+@triton.jit(do_not_specialize=["frames"])
+def weigh_frames(
+    weights,  # [rows, frames] f64
+    parts,  # of `look_at_frames`
+    trust,  # [frames] f64, out, as far as frames are of a row
+    order,  # [rows, frames] i64, out: the frames of each row, one after another
+    shares,  # [rows, frames + 2] f64, out: their shares; how many there were, and how many count
     frames,
     chunk_count,
-    ALONE: tl.constexpr,
     JUDGED: tl.constexpr,
     FRAMES: tl.constexpr,
     CHUNKS: tl.constexpr,
 ):
-    """Which part of a row's moments each frame is, how much it is trusted, and their number.
-
-    A frame that is alone in its step is taken for finite: the decision finds out.
-    """
+    """Which part of a row's moments each frame is, and how much it is trusted."""
+    r = tl.program_id(0).to(tl.int64)
     each = tl.arange(0, FRAMES)
-    weight = tl.load(weights + each, mask=each < frames, other=0.0)
-    trust = tl.full([FRAMES], 1.0, tl.float64)
-    if not ALONE:
-        member = weight > 0.0
-        sums = tl.zeros([FRAMES, CHUNKS], tl.float64)
-        apart = tl.zeros([FRAMES, CHUNKS], tl.float64)
-        for first in range(0, chunk_count, CHUNKS):
-            chunk = first + tl.arange(0, CHUNKS)
-            there = member[:, None] & (chunk < chunk_count)[None, :]
-            at = each[:, None] * chunk_count + chunk[None, :]
-            sums += tl.load(parts + at, mask=there, other=0.0)
-            if JUDGED:
-                apart += tl.load(parts + frames * chunk_count + at, mask=there, other=0.0)
-        # Zero times what is not finite is not zero.
-        finite = tl.sum(sums, axis=1) * 0.0 == 0.0
-        weight = tl.where(finite, weight, 0.0)
+    weight = tl.load(weights + r * frames + each, mask=each < frames, other=0.0)
+    member = weight > 0.0
+    sums = tl.zeros([FRAMES, CHUNKS], tl.float64)
+    apart = tl.zeros([FRAMES, CHUNKS], tl.float64)
+    for first in range(0, chunk_count, CHUNKS):
+        chunk = first + tl.arange(0, CHUNKS)
+        there = member[:, None] & (chunk < chunk_count)[None, :]
+        at = each[:, None] * chunk_count + chunk[None, :]
+        sums += tl.load(parts + at, mask=there, other=0.0)
         if JUDGED:
-            distance = tl.sum(apart, axis=1)
-            present = member & finite & (distance == distance)
-            count = tl.sum(present.to(tl.int32), axis=0)
-            distance = tl.where(present, distance, float("inf"))
-            # The lower median: so many are smaller, and so many more are not larger.
-            middle = (count - 1) // 2
-            below = tl.sum((distance[None, :] < distance[:, None]).to(tl.int32), axis=1)
-            up_to = tl.sum((distance[None, :] <= distance[:, None]).to(tl.int32), axis=1)
-            median = present & (below <= middle) & (up_to > middle)
-            limit = USUAL * tl.max(tl.where(median, distance, 0.0), axis=0)
-            judged = 2.0 - distance / tl.maximum(limit, 1e-150)
-            judged = tl.minimum(tl.maximum(judged, 0.0), 1.0)
-            trust = tl.where(present & (count >= ENOUGH_FRAMES), judged, trust)
-    share = weight * trust
+            apart += tl.load(parts + frames * chunk_count + at, mask=there, other=0.0)
+    # Zero times what is not finite is not zero.
+    finite = tl.sum(sums, axis=1) * 0.0 == 0.0
+    weight = tl.where(finite, weight, 0.0)
+    share = weight
+    if JUDGED:
+        distance = tl.sum(apart, axis=1)
+        present = member & finite & (distance == distance)
+        count = tl.sum(present.to(tl.int32), axis=0)
+        distance = tl.where(present, distance, float("inf"))
+        # The lower median: so many are smaller, and so many more are not larger.
+        middle = (count - 1) // 2
+        below = tl.sum((distance[None, :] < distance[:, None]).to(tl.int32), axis=1)
+        up_to = tl.sum((distance[None, :] <= distance[:, None]).to(tl.int32), axis=1)
+        median = present & (below <= middle) & (up_to > middle)
+        limit = USUAL * tl.max(tl.where(median, distance, 0.0), axis=0)
+        judged = 2.0 - distance / tl.maximum(limit, 1e-150)
+        judged = tl.minimum(tl.maximum(judged, 0.0), 1.0)
+        judged = tl.where(present & (count >= ENOUGH_FRAMES), judged, 1.0)
+        tl.store(trust + each, judged, mask=member)
+        share = weight * judged
+    counts = share > 0.0
     share = share / tl.maximum(tl.sum(share, axis=0), 1e-300)
-    return share, trust, weight, tl.sum(weight, axis=0)
+    place = tl.cumsum(counts.to(tl.int32), axis=0) - 1
+    tl.store(order + r * frames + place, each.to(tl.int64), mask=counts)
+    out = shares + r * (frames + 2)
+    tl.store(out + place, share, mask=counts)
+    tl.store(out + frames, tl.sum(weight, axis=0))
+    tl.store(out + frames + 1, tl.sum(counts.to(tl.int32), axis=0).to(tl.float64))
 
 
 @triton.jit
-def pool(mean, var, mean_stride, var_stride, share, at, inside, FRAMES: tl.constexpr):
-    """Mean and variance of a row's frames in the channels `at`, and a sum that tells if finite."""
-    each = tl.arange(0, FRAMES).to(tl.int64)
-    there = (share > 0.0)[:, None] & inside[None, :]
-    m = tl.load(mean + each[:, None] * mean_stride + at[None, :], mask=there, other=0.0)
-    v = tl.load(var + each[:, None] * var_stride + at[None, :], mask=there, other=0.0)
-    centre = tl.sum(share[:, None] * m, axis=0)
-    apart = tl.where(there, m - centre[None, :], 0.0)
-    spread = tl.sum(share[:, None] * (v + apart * apart), axis=0)
+def frames_of(weights, shares, r, frames, ALONE: tl.constexpr):
+    """How many frames a row has, and how many of them count.
+
+    A frame that is alone in its step is taken for finite: the decision finds out.
+    """
+    if ALONE:
+        count = tl.load(weights + r)
+        live = (count > 0.0).to(tl.int32)
+    else:
+        count = tl.load(shares + r * (frames + 2) + frames)
+        live = tl.load(shares + r * (frames + 2) + frames + 1).to(tl.int32)
+    return count, live
+
+
+@triton.jit
+def pool(
+    mean,
+    var,
+    order,
+    shares,
+    mean_stride,
+    var_stride,
+    r,
+    frames,
+    live,
+    at,
+    inside,
+    ALONE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Mean and variance of a row's frames in the channels `at`."""
+    centre = tl.zeros([BLOCK], tl.float64)
+    spread = tl.zeros([BLOCK], tl.float64)
+    if ALONE:
+        if live > 0:
+            centre = tl.load(mean + at, mask=inside, other=0.0)
+            spread = tl.load(var + at, mask=inside, other=0.0)
+    else:
+        order += r * frames
+        shares += r * (frames + 2)
+        for first in range(0, live, WINDOW):
+            k = first + tl.arange(0, WINDOW)
+            frame = tl.load(order + k, mask=k < live, other=0)
+            share = tl.load(shares + k, mask=k < live, other=0.0)
+            there = (k < live)[:, None] & inside[None, :]
+            m = tl.load(mean + frame[:, None] * mean_stride + at[None, :], mask=there, other=0.0)
+            centre += tl.sum(share[:, None] * m, axis=0)
+        for first in range(0, live, WINDOW):
+            k = first + tl.arange(0, WINDOW)
+            frame = tl.load(order + k, mask=k < live, other=0)
+            share = tl.load(shares + k, mask=k < live, other=0.0)
+            there = (k < live)[:, None] & inside[None, :]
+            m = tl.load(mean + frame[:, None] * mean_stride + at[None, :], mask=there, other=0.0)
+            v = tl.load(var + frame[:, None] * var_stride + at[None, :], mask=there, other=0.0)
+            apart = tl.where(there, m - centre[None, :], 0.0)
+            spread += tl.sum(share[:, None] * (v + apart * apart), axis=0)
     return centre, spread
 
 
