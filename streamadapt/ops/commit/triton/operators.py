@@ -11,7 +11,8 @@ from streamadapt.ops.commit.triton.deciding import decide_rows
 from streamadapt.ops.commit.triton.moving import move_rows
 from streamadapt.ops.commit.triton.pooling import ENOUGH_FRAMES, look_at_frames, weigh_frames
 
-_TILE = 2048  # values of a [frames, channels] tile, 16 to a thread
+_TILE = 2048  # values of a [frames, chunks] tile
+_WINDOW = 8  # frames that are pooled at a time; 16 take more than twice the registers
 _WRITTEN = 512  # channels of a row that one program decides on
 _SUMS = 256
 
@@ -85,7 +86,7 @@ def _weighing(frames: int) -> dict[str, int]:
 
 def _pooling(rows: int, frames: int) -> dict[str, int | bool]:
     """Of the tiles in which they are pooled: as many frames at a time as a row has, of many."""
-    window = min(_power_of_two(-(-frames // rows)), _TILE // CHUNK)
+    window = min(_power_of_two(-(-frames // rows)), _WINDOW)
     return {"ALONE": frames == 1, "WINDOW": window, "BLOCK": CHUNK}
 
 
