@@ -225,6 +225,10 @@ class DeviceStep:
             step.wrote(index, shape.positions)
         return y
 
+    def observe(self, index: int, x: Tensor) -> bool:
+        """False: PyTorch's kernels take them."""
+        return False
+
     def moments(self, index: int, x: Tensor) -> None:
         """None: PyTorch's kernels take them."""
 

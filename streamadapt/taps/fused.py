@@ -348,11 +348,7 @@ class FusedStep:
         return y
 
     def observe(self, index: int, x: Tensor) -> bool:
-        """Write moments of every frame of a tensor to the step's room, and do nothing else.
-
-        Returns:
-            Whether there is a kernel for it, and room.
-        """
+        """See `taps.kernels.Normalisation`."""
         step, plan = self._step, self._plans[index]
         if not self._fits(plan, x):
             return False

@@ -42,6 +42,17 @@ class Normalisation(Protocol):
             The result; None, and nothing done, where that is not possible.
         """
 
+    def observe(self, index: int, x: Tensor) -> bool:
+        """Write moments of every frame of a tensor to the step's room, and do nothing else.
+
+        Args:
+            index: of the layer that it belongs to.
+            x: `[frames, channels, *spatial]`.
+
+        Returns:
+            Whether there is a kernel for it, and room.
+        """
+
     def moments(self, index: int, x: Tensor) -> StagedMoments | None:
         """Moments of every frame of a tensor, and nothing else; None: there is no kernel for it.
 

@@ -142,28 +142,6 @@ def test_every_run_has_the_same_bits() -> None:
         assert all(torch.equal(*pair) for pair in zip(one, results[0], strict=True))
 
 
-def test_tables_are_what_layers_normalise_with() -> None:
-    from streamadapt.ops.commit import triton as operators
-
-    generator = torch.Generator(device="cuda").manual_seed(0)
-
-    def draw(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator, device="cuda")
-
-    data, source = draw(3, 4, 600), draw(2, 600)
-    data[:, 1], source[1] = data[:, 1].exp(), source[1].exp()
-    gamma, beta = draw(600), draw(600)
-    tables = torch.full((3, 4, 600), torch.nan, device="cuda")
-    rows = torch.tensor([2, -1, 0], device="cuda")
-    eps = torch.full((600,), 1e-3, device="cuda")
-    operators.fill_tables(data, source, rows, gamma, beta, eps, tables)
-    for row, table in zip(rows.tolist(), tables, strict=True):
-        mean, var = source if row < 0 else data[row, :2]
-        scale = gamma.double() / (var.double() + 1e-3).sqrt()
-        wanted = torch.stack([scale, beta - mean * scale, 1 / (var.double() + 1e-3), mean.double()])
-        torch.testing.assert_close(table, wanted.float(), rtol=1e-5, atol=1e-6)
-
-
 @pytest.mark.parametrize("name", ["default", "EMA", "Welford"])
 def test_a_processor_commits_with_them(name: str) -> None:
     estimator = ESTIMATORS.get(name, Restarting())
