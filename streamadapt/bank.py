@@ -247,6 +247,10 @@ class StatisticsBank(Tallied):
             if self.companion is not None:
                 self.companion.reset(rows)
 
+    def start_with(self, scalars: Mapping[str, float]) -> None:
+        """Rows that are reset from now on start with other values of the same scalars."""
+        self._initial_scalars = tuple(scalars[name] for name in self.scalar_names)
+
     def views(self, row: int) -> list[tuple[Tensor, Tensor]]:
         """Mean and variance of one row, a pair a layer, that share the bank's memory."""
         with torch.inference_mode(False), torch.no_grad():

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from streamadapt.alignment.features import FeatureMoments
 from streamadapt.alignment.head import AlignedHead
 from streamadapt.bank import Rows, RowState, State, StatisticsBank
-from streamadapt.committing import KernelCommit, Written, choose_commit
+from streamadapt.committing import DeviceCommit, KernelCommit, Written, choose_commit
 from streamadapt.drift import location_scale_distance
 from streamadapt.drift.scores import observed_distances
-from streamadapt.errors import ModelStateError
+from streamadapt.errors import ConfigurationError, ModelStateError
 from streamadapt.estimators import Estimator, Observation
 from streamadapt.estimators.base import OneLayer, Timing
 from streamadapt.layout import BankLayout
@@ -443,6 +443,47 @@ class AdaptationEngine:
                 committed.positions,
                 self.layout,
             )
+
+    def retune(self, estimator: Estimator) -> bool:
+        """Go on with other settings of the same rule; what is known of the rows stays.
+
+        Returns:
+            Whether steps that were captured obey.
+
+        Raises:
+            ConfigurationError: another rule, or one that asks for other state.
+        """
+        before = self.estimator
+        for name in ("aside", "compensated", "counted", "robust", "uses_time"):
+            if getattr(before, name) != getattr(estimator, name):
+                raise ConfigurationError(
+                    f"{estimator!r} needs other state than {before!r}: `{name}` differs. Use a new "
+                    "StreamProcessor."
+                )
+        if type(before) is not type(estimator) or before.scalars.keys() != estimator.scalars.keys():
+            raise ConfigurationError(
+                f"{estimator!r} is another rule than {before!r}. Use a new StreamProcessor."
+            )
+        corrects = [
+            () if one.correction is None else one.correction.thresholds(len(self.layers))
+            for one in (before, estimator)
+        ]
+        if len(corrects[0]) != len(corrects[1]):
+            raise ConfigurationError(
+                f"{estimator!r} corrects single frames in other layers than {before!r}. Use a new "
+                "StreamProcessor."
+            )
+        obeys = (
+            self.timing == "lagged"
+            and corrects[0] == corrects[1]
+            and isinstance(self._commits, DeviceCommit)
+            and self._commits.adopt(estimator)
+        )
+        self.estimator, self._thresholds = estimator, corrects[1]
+        self.bank.start_with(estimator.scalars)
+        if not obeys:
+            self._commits = self._choose_commit()
+        return obeys
 
     def _choose_commit(self) -> KernelCommit | None:
         return choose_commit(

@@ -363,6 +363,13 @@ class ModeChanged(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EstimatorRetuned(Event):
+    """The update rule goes on with other settings."""
+
+    estimator: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class SourceReplaced(Event):
     """`load_state_dict` brought new statistics: they are the source now, in every row."""
 
@@ -395,7 +402,7 @@ class CaptureMissed(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class CapturesDropped(Event):
-    """Captured steps are no longer used: the model they were recorded of is another now."""
+    """Captured steps are no longer used: the model or the rule that they hold is another now."""
 
     captures: int
 

@@ -401,6 +401,29 @@ class StreamProcessor(Readings):
                 runtime.domains.remember(runtime.steps, shown, row, name)
             runtime.outbox.deliver()
 
+    def retune(self, estimator: Estimator) -> None:
+        """Go on with other settings of the same estimator, such as another momentum.
+
+        What is known of the streams stays. Captured steps obey where kernels commit in lagged
+        timing, as they do on a GPU; otherwise they are dropped (`CapturesDropped`).
+
+        Raises:
+            ConfigurationError: another estimator, or settings that need other state.
+        """
+        runtime = self._runtime
+        with runtime.step_lock.change():
+            runtime.prepare()
+            check_types(runtime.model, estimator)
+            if runtime.profile is not None:
+                estimator = estimator.calibrated(runtime.profile)
+            with runtime.state_lock:
+                obeys = runtime.engine.retune(estimator)
+            captures = 0 if obeys else runtime.captures.clear()
+            runtime.outbox.post(ev.EstimatorRetuned(step=runtime.steps, estimator=repr(estimator)))
+            if captures:
+                runtime.outbox.post(ev.CapturesDropped(step=runtime.steps, captures=captures))
+            runtime.outbox.deliver()
+
     def freeze(self) -> None:
         """Stop updating; outputs go on with the statistics as they are.
 

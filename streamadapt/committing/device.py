@@ -64,12 +64,7 @@ class DeviceCommit:
         self._on_failure, self._failed = on_failure, False
         self.device_type = bank.device.type
         self._restarts = isinstance(estimator, Restarting)
-        self._memory, self._unbiased = 0, False
-        if isinstance(estimator, EMA):
-            self._memory = MEMORY.index(estimator.memory.unit)
-            self._unbiased = estimator.rule == "pytorch"
-        elif isinstance(estimator, Welford):
-            self._memory = MEMORY.index("counted")
+        self._memory, self._unbiased = _baked(estimator)
         parameters, memory = self._settings(estimator)
         with torch.inference_mode(False):
             self.parameters = parameters.to(bank.device)
@@ -116,16 +111,19 @@ class DeviceCommit:
             values = [0.0, estimator.prior_frames, math.inf if most is None else most]
         return torch.tensor(values, dtype=torch.float64), memory
 
-    def adopt(self, estimator: Estimator) -> None:
-        """Follow another setting of the same estimator; a captured graph follows as well.
+    def adopt(self, estimator: Estimator) -> bool:
+        """Follow other settings of the same estimator; a captured graph follows as well.
 
-        Args:
-            estimator: of the same class, with the same unit of memory and rule.
+        Returns:
+            Whether it does: not where the unit of memory is another, or the rule.
         """
+        if (self._memory, self._unbiased) != _baked(estimator):
+            return False
         parameters, memory = self._settings(estimator)
         with torch.inference_mode(False), torch.no_grad():
-            self.parameters.copy_(parameters)
-            self.places.layers[2].copy_(memory)
+            self.parameters.copy_(upload(parameters, self.parameters.device))
+            self.places.layers[2].copy_(upload(memory, self.parameters.device))
+        return True
 
     def room(self, *, rows: int, frames: int) -> Room:
         """Room for a step of so many rows and frames; the same one every time.
@@ -262,3 +260,10 @@ class DeviceCommit:
                 free = torch.tensor([0.0 if one else 1.0 for one in key], dtype=torch.float64)
                 self._free[key] = upload(free, self._bank.device)
         return self._free[key]
+
+
+def _baked(estimator: Estimator) -> tuple[int, bool]:
+    """What kernels are compiled for: the unit of memory, and whether variances are unbiased."""
+    if isinstance(estimator, EMA):
+        return MEMORY.index(estimator.memory.unit), estimator.rule == "pytorch"
+    return (MEMORY.index("counted") if isinstance(estimator, Welford) else 0), False

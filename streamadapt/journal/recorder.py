@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from streamadapt.engine import AdaptationEngine, Committed
+from streamadapt.estimators import Estimator
 from streamadapt.events import (
     Event,
     JournalDropped,
@@ -85,6 +86,7 @@ class Recorder:
         self._events: deque[dict[str, Any]] = deque(maxlen=_EVENTS_KEPT)
         self._events_seen = 0
         self._source_version = -1
+        self._estimator: Estimator | None = None
         self._header: Header | None = None
         self._compact: Tensor | None = None
         self._writer = BackgroundWriter(journal)
@@ -213,11 +215,12 @@ class Recorder:
         return self._compact
 
     def _current_header(self) -> Header:
-        """The header of the present source; another source has a file of its own."""
+        """The header of the present source and rule; others have files of their own."""
         engine = self._engine
-        if self._header is None or self._source_version != engine.source_version:
+        known: tuple[int, Estimator | None] = self._source_version, self._estimator
+        if self._header is None or known != (engine.source_version, engine.estimator):
             source = engine.bank.source.index_select(1, self._channels(engine.device))
-            self._source_version = engine.source_version
+            self._source_version, self._estimator = engine.source_version, engine.estimator
             self._header = Header(
                 layers=tuple(
                     Layer(one.name, one.channels, one.eps) for one in engine.layout.layers

@@ -109,3 +109,23 @@ def test_a_captured_step_commits_by_kernels_too(estimator, streams, monkeypatch)
             torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-4)
     told = [{k: v for k, v in one.event_counts.items() if k != "StepCaptured"} for one in stories]
     assert told[0] == told[1] and "KernelsUnavailable" not in told[0]
+
+
+def test_a_captured_step_obeys_another_momentum(monkeypatch):
+    native = device_operations("native", device_type="cpu")
+    kernels = dataclasses.replace(native, commits=DO.commits)
+    monkeypatch.setattr("streamadapt.processor.choose_kernels", lambda *_: (kernels, None))
+    stories = [sa.StreamProcessor(residual(), estimator=sa.estimators.EMA(0.5)) for _ in range(2)]
+    stories[0]._runtime.captures.record = recorded
+    with torch.no_grad():
+        stories[0].capture(torch.zeros(4, 3, 12, 12))
+        for step in range(6):
+            if step == 3:
+                for one in stories:
+                    one.retune(sa.estimators.EMA(0.05))
+            x = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(step)) + 1.0
+            torch.testing.assert_close(*(one(x) for one in stories), rtol=1e-4, atol=1e-4)
+    assert "CapturesDropped" not in stories[0].event_counts
+    assert "CaptureMissed" not in stories[0].event_counts
+    pair = [one.statistics()["bn1"].mean for one in stories]
+    torch.testing.assert_close(*pair, rtol=1e-5, atol=1e-5)
