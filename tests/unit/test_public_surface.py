@@ -36,6 +36,7 @@ LAYERS = (
         "between",
         "capturing",
         "committing",
+        "controls",
         "describe",
         "domains",
         "duty",
