@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from streamadapt.engine import AdaptationEngine, Committed
+from streamadapt.committing import Committed
+from streamadapt.engine import AdaptationEngine
 from streamadapt.errors import DataError
 from streamadapt.estimators import Restarting
 from streamadapt.fingerprint import statistics_fingerprint

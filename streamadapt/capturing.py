@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from streamadapt.engine import AdaptationEngine, Committed
+from streamadapt.committing import Committed
+from streamadapt.engine import AdaptationEngine
 from streamadapt.errors import ConfigurationError, UnsupportedModelError, one_line
 from streamadapt.moments import Moments
 from streamadapt.taps import Staging

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -16,18 +16,17 @@ from torch import Tensor, nn
 
 from streamadapt.alignment.features import FeatureMoments
 from streamadapt.alignment.head import AlignedHead
-from streamadapt.bank import Rows, RowState, State, StatisticsBank
-from streamadapt.committing import DeviceCommit, KernelCommit, Written, choose_commit
+from streamadapt.bank import RowState, State, StatisticsBank
+from streamadapt.committing import Committed, StepCommits, thresholds
 from streamadapt.drift import location_scale_distance
-from streamadapt.drift.scores import observed_distances
-from streamadapt.errors import ConfigurationError, ModelStateError
+from streamadapt.errors import ModelStateError
 from streamadapt.estimators import Estimator, Observation
 from streamadapt.estimators.base import OneLayer, Timing
 from streamadapt.layout import BankLayout
 from streamadapt.moments import Moments
 from streamadapt.ops.compiled import Kernels
 from streamadapt.ops.device import DeviceOperations
-from streamadapt.ops.reduce import FrameMoments, reduce_frames
+from streamadapt.ops.reduce import reduce_frames
 from streamadapt.taps import BufferBinding, Inventory, ModelTap, Staging, Step, verify_remappable
 from streamadapt.taps.device import DeviceTables
 from streamadapt.taps.folded import FoldedLayer
@@ -43,35 +42,9 @@ from streamadapt.taps.statistics import (
 )
 from streamadapt.taps.step import Settling
 from streamadapt.transfer import host_sees
-from streamadapt.weighing import FrameWeighing, StepRows
+from streamadapt.weighing import StepRows
 
 Origin = Literal["source", "restored"]
-
-
-@dataclass(frozen=True, eq=False)
-class Committed:
-    """What a step brought to the bank.
-
-    Attributes:
-        verdict: the bank's, `[rows]`: see `StatisticsBank.commit`.
-        moments: of each row's accepted frames, `[rows, channels]` float64; `count` is `frames`.
-        frames: `[rows, 1]` float64, accepted frames.
-        positions: `[layers]` float64, of one frame; zero where a layer was not executed.
-        weights: `[rows, entries]` float64, which frames were asked of which row, without those
-            whose features were not finite.
-        trust: `[entries]` float64, how much each frame counted; None: all alike.
-        healthy: `[rows, 1]` float64, see `Observation`.
-        phase: `[rows]` float64, the rows' phases after it; None where the estimator has none.
-    """
-
-    verdict: Tensor
-    moments: Moments
-    frames: Tensor
-    positions: Tensor
-    weights: Tensor
-    trust: Tensor | None
-    healthy: Tensor | None
-    phase: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -103,7 +76,7 @@ class AdaptationEngine:
         displaced: rows whose state was put there otherwise than by a step, and from where; a
             journal takes out what it has written down.
         on_displaced: called with such rows.
-        on_kernels_unavailable: called with the reason when kernels fail; PyTorch does the rest.
+        commits: of steps.
     """
 
     def __init__(
@@ -121,7 +94,6 @@ class AdaptationEngine:
         refold_every: int = 8,
     ) -> None:
         self.layers = inventory.layers
-        self.estimator = estimator
         self.timing = timing
         self._frames_per_row = frames_per_row
         self.layout = BankLayout([(one.name, one.channels, one.eps) for one in self.layers])
@@ -135,7 +107,8 @@ class AdaptationEngine:
             scalars=estimator.scalars,
             aside=estimator.aside,
         )
-        if not bound or self._phase([0]) is not None:  # a settling pass moves inputs as well
+        self.commits = StepCommits(self.bank, estimator, kernels)
+        if not bound or self.has_phases:  # a settling pass moves inputs as well
             self._verify_remappable()
         self._last_phase: float | None = None
         self.source_version = 0
@@ -146,12 +119,7 @@ class AdaptationEngine:
             head.require_device(self.device)
             self.bank.companion = head.rows
         self._staging = Staging(self.layout)
-        self.on_kernels_unavailable: Callable[[str], None] = lambda reason: None
-        self._given_kernels = kernels
-        self._commits = self._choose_commit()
-        correction = estimator.correction
-        self._thresholds = () if correction is None else correction.thresholds(len(self.layers))
-        self._weighing = FrameWeighing(self.layout, estimator, self.device)
+        self._thresholds = thresholds(estimator, len(self.layers))
         self.tables: Tables | None = None
         if isinstance(kernels, DeviceOperations):
             self.tables = DeviceTables(self.layers, self.layout, kernels)
@@ -173,6 +141,11 @@ class AdaptationEngine:
             head.install()
         if bound:
             self.binding.bind(self.bank, 0)
+
+    @property
+    def estimator(self) -> Estimator:
+        """The update rule, as it is set now."""
+        return self.commits.estimator
 
     @property
     def device(self) -> torch.device:
@@ -208,7 +181,7 @@ class AdaptationEngine:
     @property
     def has_phases(self) -> bool:
         """Whether the estimator settles, follows and rests."""
-        return self._phase([0]) is not None
+        return self.commits.phase([0]) is not None
 
     @property
     def needs_arming(self) -> bool:
@@ -248,8 +221,7 @@ class AdaptationEngine:
             self.tap.moved(device)
             if self.head is not None:
                 self.head.moved(device)
-            self._weighing = FrameWeighing(self.layout, self.estimator, device)
-            self._commits = self._choose_commit()
+            self.commits.follow()
         if replaced:
             values = [(mean.detach().clone(), var.detach().clone()) for mean, var in held]
             self.bank.set_source(values)
@@ -350,8 +322,8 @@ class AdaptationEngine:
         if entries is None or not host_sees(self.bank.tallies):
             return True
         with torch.inference_mode(False), torch.no_grad():
-            frames = self._weighing.weights(where, entries, None).sum(dim=1, keepdim=True)
-            moves = self.estimator.may_move(scalars, frames, self._weighing.elapsed(where))
+            frames = self.commits.weighing.weights(where, entries, None).sum(dim=1, keepdim=True)
+            moves = self.estimator.may_move(scalars, frames, self.commits.weighing.elapsed(where))
             return moves is None or bool(moves.any())
 
     @contextmanager
@@ -368,81 +340,11 @@ class AdaptationEngine:
             if self.head is not None:
                 self.head.step, self.head.aligning = head, aligning
 
-    def commit(
-        self,
-        step: Step,
-        where: StepRows,
-        *,
-        healthy: Tensor | None = None,
-    ) -> Committed:
-        """Reduce what `step` staged and write it, for all layers of a row or for none.
-
-        Args:
-            step: of a forward that has returned.
-            where: its rows.
-            healthy: the observation's, of a settling pass.
-        """
-        if step.failure is not None:
-            raise step.failure
-        with torch.inference_mode(False), torch.no_grad():
-            observed = step.all_moments()
-            weights = self._weighing.weights(where, observed.mean.shape[0], step.settling)
-            head = None if step.settling is not None else step.head
-            if head is not None:
-                weights = head.weigh(weights)
-            if self._plain_commit(step):
-                written = self._commit_by_kernels(where, observed, weights)
-                if written is not None:
-                    return self._committed(step, written, observed, weights)
-            state = self.bank.read(where.places)
-            trust = self._weighing.trust(observed, weights, state, step.settling)
-            reduced = reduce_frames(observed, weights, trust)
-            aligned = None if head is None else head.propose(reduced)
-            new = self.estimator.step(
-                state,
-                Observation(
-                    reduced.moments,
-                    reduced.frames,
-                    self._weighing.elapsed(where),
-                    self.layout,
-                    settling=step.settling is not None,
-                    healthy=healthy,
-                ),
-            )
-            verdict = self.bank.commit(
-                where.places,
-                new,
-                frames=self._weighing.accepted(where, reduced.frames),
-                positions=observed.layer_positions,
-                unobserved=bool(step.unobserved),
-                sound=None if aligned is None else aligned.sound,
-                again=step.settling is not None,
-            )
-            if aligned is not None:
-                aligned.write(verdict)
-            phase = self._phase(where.places)
-            self._bring_back(step, phase)
-            return Committed(
-                verdict,
-                replace(reduced.moments, count=reduced.frames),
-                reduced.frames,
-                observed.layer_positions,
-                weights,
-                trust,
-                healthy,
-                phase,
-            )
-
-    def apart(self, committed: Committed) -> Tensor:
-        """How far what a step saw lies from the source; see `observed_distances`."""
-        with torch.inference_mode(False), torch.no_grad():
-            return observed_distances(
-                committed.moments,
-                self.bank.source_moments,
-                committed.frames,
-                committed.positions,
-                self.layout,
-            )
+    def commit(self, step: Step, where: StepRows, *, healthy: Tensor | None = None) -> Committed:
+        """Bring what `step` staged to the bank, and to the model; see `StepCommits`."""
+        committed = self.commits(step, where, healthy=healthy)
+        self._bring_back(step, committed.phase)
+        return committed
 
     def retune(self, estimator: Estimator) -> bool:
         """Go on with other settings of the same rule; what is known of the rows stays.
@@ -451,77 +353,11 @@ class AdaptationEngine:
             Whether steps that were captured obey.
 
         Raises:
-            ConfigurationError: another rule, or one that asks for other state.
+            ConfigurationError: another rule, or settings that need other state.
         """
-        before = self.estimator
-        for name in ("aside", "compensated", "counted", "robust", "uses_time"):
-            if getattr(before, name) != getattr(estimator, name):
-                raise ConfigurationError(
-                    f"{estimator!r} needs other state than {before!r}: `{name}` differs. Use a new "
-                    "StreamProcessor."
-                )
-        if type(before) is not type(estimator) or before.scalars.keys() != estimator.scalars.keys():
-            raise ConfigurationError(
-                f"{estimator!r} is another rule than {before!r}. Use a new StreamProcessor."
-            )
-        corrects = [
-            () if one.correction is None else one.correction.thresholds(len(self.layers))
-            for one in (before, estimator)
-        ]
-        if len(corrects[0]) != len(corrects[1]):
-            raise ConfigurationError(
-                f"{estimator!r} corrects single frames in other layers than {before!r}. Use a new "
-                "StreamProcessor."
-            )
-        obeys = (
-            self.timing == "lagged"
-            and corrects[0] == corrects[1]
-            and isinstance(self._commits, DeviceCommit)
-            and self._commits.adopt(estimator)
-        )
-        self.estimator, self._thresholds = estimator, corrects[1]
-        self.bank.start_with(estimator.scalars)
-        if not obeys:
-            self._commits = self._choose_commit()
-        return obeys
-
-    def _choose_commit(self) -> KernelCommit | None:
-        return choose_commit(
-            self._given_kernels,
-            self.estimator,
-            self.layout,
-            self.bank,
-            on_failure=lambda reason: self.on_kernels_unavailable(reason),
-        )
-
-    def _plain_commit(self, step: Step) -> bool:
-        """Whether kernels do what a step asks for."""
-        usual = step.settling is None and step.head is None and not step.unobserved
-        return usual and self._commits is not None
-
-    def _commit_by_kernels(
-        self, where: StepRows, observed: FrameMoments, weights: Tensor
-    ) -> Written | None:
-        assert self._commits is not None
-        elapsed, control = self._weighing.elapsed(where), where.control
-        rows: Rows = where.rows if control is None else control.numbers
-        held = where.held if control is None else control.allowed
-        return self._commits(rows, observed, weights, elapsed=elapsed, held=held)
-
-    def _committed(
-        self, step: Step, written: Written, observed: FrameMoments, weights: Tensor
-    ) -> Committed:
-        self._bring_back(step, written.phase)
-        return Committed(
-            written.verdict,
-            written.moments,
-            written.frames,
-            observed.layer_positions,
-            weights,
-            written.trust,
-            None,
-            written.phase,
-        )
+        obeys = self.commits.retune(estimator)
+        self._thresholds = thresholds(estimator, len(self.layers))
+        return obeys and self.timing == "lagged"
 
     def _bring_back(self, step: Step, phase: Tensor | None) -> None:
         """Let the model have what was committed.
@@ -645,10 +481,6 @@ class AdaptationEngine:
             self.head.remove()
         self.binding.release()
 
-    def _phase(self, rows: Rows) -> Tensor | None:
-        phase = self.estimator.phase(self.bank.scalars_of(rows))
-        return None if phase is None else phase[:, 0].clone()
-
     def _statistics(self, step: Step, where: StepRows, *, now: bool, source: bool) -> RowStatistics:
         """What the layers of a step are normalised with."""
         bound = self.binding.bound
@@ -661,7 +493,7 @@ class AdaptationEngine:
             return CommittedStatistics(
                 lambda: self.bank.read(rows), self.layout, bound=bound, source=source, held=held
             )
-        elapsed = self._weighing.elapsed(where)
+        elapsed = self.commits.weighing.elapsed(where)
 
         def propose(index: int, state: State) -> Moments:
             return self._proposal(step, index, where, state, elapsed)
@@ -680,7 +512,7 @@ class AdaptationEngine:
         observed = step.frame_moments(index)
         if observed is None:
             return state.moments
-        weights = self._weighing.weights(where, observed.mean.shape[0], step.settling)
+        weights = self.commits.weighing.weights(where, observed.mean.shape[0], step.settling)
         settling = step.settling
         reduced = reduce_frames(observed, weights, None if settling is None else settling.trust)
         span = self.layout.layers[index].span
@@ -696,7 +528,7 @@ class AdaptationEngine:
         usable = (
             torch.isfinite(new.mean).all(dim=1, keepdim=True)
             & torch.isfinite(new.var).all(dim=1, keepdim=True)
-            & (self._weighing.accepted(where, reduced.frames) > 0)
+            & (self.commits.weighing.accepted(where, reduced.frames) > 0)
         )
         return Moments(
             new.count,

@@ -108,7 +108,7 @@ class Runtime:
             model=model,
             refold_every=refold_every,
         )
-        self.engine.on_kernels_unavailable = lambda reason: self.outbox.post(
+        self.engine.commits.on_kernels_unavailable = lambda reason: self.outbox.post(
             KernelsUnavailable(step=self.steps, reason=reason)
         )
         self.never_updates = isinstance(estimator, Frozen) and alignment is None

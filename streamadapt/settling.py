@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from streamadapt.engine import AdaptationEngine, Committed
+from streamadapt.committing import Committed
+from streamadapt.engine import AdaptationEngine
 from streamadapt.estimators.base import PHASES
 from streamadapt.events import Phase, PhaseChanged
 from streamadapt.outbox import Outbox

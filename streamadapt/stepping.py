@@ -22,7 +22,7 @@ from streamadapt.batch import (
     stream_ids,
 )
 from streamadapt.capturing import Capture, CapturedStep
-from streamadapt.engine import Committed
+from streamadapt.committing import Committed
 from streamadapt.errors import one_line
 from streamadapt.events import (
     CaptureMissed,
@@ -142,7 +142,7 @@ class Stepper:
                 runtime.duty.suspect(where.rows)
             if committed is not None and runtime.drift.due(where.rows):
                 with runtime.state_lock:
-                    apart = runtime.engine.apart(committed)
+                    apart = runtime.engine.commits.apart(committed)
                     runtime.drift.read(runtime.steps, admission.streams, where.rows, apart)
             if committed is not None and runtime.mode == "adapt":
                 self._guard(call, where, admission.streams, output)

@@ -15,12 +15,38 @@ from streamadapt.ops.reduce import FrameMoments
 
 @dataclass(frozen=True, eq=False)
 class Written:
-    """What a commit did; see `engine.Committed`."""
+    """What kernels did; see `Committed`."""
 
     verdict: Tensor
     moments: Moments
     frames: Tensor
     trust: Tensor | None
+    phase: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Committed:
+    """What a step brought to the bank.
+
+    Attributes:
+        verdict: the bank's, `[rows]`: see `StatisticsBank.commit`.
+        moments: of each row's accepted frames, `[rows, channels]` float64; `count` is `frames`.
+        frames: `[rows, 1]` float64, accepted frames.
+        positions: `[layers]` float64, of one frame; zero where a layer was not executed.
+        weights: `[rows, entries]` float64, which frames were asked of which row, without those
+            whose features were not finite.
+        trust: `[entries]` float64, how much each frame counted; None: all alike.
+        healthy: `[rows, 1]` float64, see `Observation`.
+        phase: `[rows]` float64, the rows' phases after it; None where the estimator has none.
+    """
+
+    verdict: Tensor
+    moments: Moments
+    frames: Tensor
+    positions: Tensor
+    weights: Tensor
+    trust: Tensor | None
+    healthy: Tensor | None
     phase: Tensor | None
 
 

@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from streamadapt.engine import AdaptationEngine, Committed
+from streamadapt.committing import Committed
+from streamadapt.engine import AdaptationEngine
 from streamadapt.estimators import Estimator
 from streamadapt.events import (
     Event,

@@ -162,5 +162,5 @@ def test_a_processor_commits_with_them(name: str) -> None:
             found = there(batch.to("cuda"), streams=streams, pts_seconds=0.3 * step)
             torch.testing.assert_close(found.cpu(), wanted, rtol=1e-2, atol=1e-2)
     there.flush()
-    assert there._runtime.engine._commits is not None
+    assert there._runtime.engine.commits.by_kernels is not None
     assert not [one for one in events if isinstance(one, KernelsUnavailable)]

@@ -313,7 +313,7 @@ def test_a_processor_tells_the_same_story(
         story(monkeypatch, found, estimator=estimator, max_streams=2)
         for found in ((operators, None), (None, None))
     ]
-    assert stories[0][0]._runtime.engine._commits is not None
+    assert stories[0][0]._runtime.engine.commits.by_kernels is not None
     with torch.inference_mode():
         for step in range(14):
             batch = frames(6, seed=step, shift=2.0 if step > 6 else 0.0)
@@ -331,7 +331,7 @@ def test_a_processor_tells_the_same_story(
         for _, events in stories
     ]
     assert told[0] == told[1]
-    assert not stories[0][0]._runtime.engine._commits._failed  # type: ignore[union-attr]
+    assert not stories[0][0]._runtime.engine.commits.by_kernels._failed  # type: ignore[union-attr]
 
 
 def test_kernels_that_fail_are_told_of_once_and_done_without(
