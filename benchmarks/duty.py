@@ -171,6 +171,11 @@ def measure(
                     "variant": one,
                     "reference": reference,
                     "phase": getattr(variants[one], "phase", None),
+                    "engines_built": (
+                        variants[one].processor.event_counts.get("EngineBuilt", 0)
+                        if isinstance(variants[one], Stream)
+                        else None
+                    ),
                     "ratio": vars(ratio),
                     "slowest_of_cycle": float(slowest / np.median(before[one])),
                     "step_seconds": {
