@@ -61,6 +61,7 @@ bench: $(DEV_STAMP)
 	$(VENV)/bin/python -m benchmarks.continual
 	$(VENV)/bin/python -m benchmarks.journal
 	$(VENV)/bin/python -m benchmarks.overhead
+	$(VENV)/bin/python -m benchmarks.duty
 	$(VENV)/bin/python -m benchmarks.kernels.cpu
 	$(VENV)/bin/python -m benchmarks.soak
 	$(VENV)/bin/python -m benchmarks.adaptation.depth
