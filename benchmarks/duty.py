@@ -28,7 +28,9 @@ from torch import Tensor, nn
 
 import streamadapt as sa
 from benchmarks import models
-from benchmarks.overhead import FRAMES_PER_SECOND, QUIET, _settle
+from benchmarks.overhead.adapting import FRAMES_PER_SECOND
+from benchmarks.overhead.configurations import fit_statistics
+from benchmarks.overhead.parts import QUIET
 from benchmarks.record import RESULTS, Claim, environment, paired_ratios, report, table, write
 
 Forward = Callable[[Tensor], Any]
@@ -113,7 +115,7 @@ def measure(
     batches = [torch.randn(batch, 3, size, size, generator=generator) for _ in range(4)]
     torch.manual_seed(0)
     model = getattr(models, name)()
-    _settle(model, size)
+    fit_statistics(model, size)
     folded = sa.fold(model)
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())

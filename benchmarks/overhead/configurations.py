@@ -102,7 +102,7 @@ def set_up(
     )
     torch.manual_seed(0)
     base = getattr(models, configuration.model)()
-    _settle(base, size)
+    fit_statistics(base, size)
     base = base.to(device, dtype, memory_format=configuration.memory_format)
     return base, Setting(configuration, device, batches, stack)
 
@@ -112,7 +112,7 @@ def norms(model: nn.Module) -> list[nn.BatchNorm2d]:
     return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
 
 
-def _settle(model: nn.Module, size: int) -> None:
+def fit_statistics(model: nn.Module, size: int) -> None:
     """Statistics that fit the random weights: activations stay in the range of a trained net's."""
     generator = torch.Generator().manual_seed(1)
     for norm in norms(model):
