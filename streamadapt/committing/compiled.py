@@ -17,6 +17,8 @@ from streamadapt.moments import Moments
 from streamadapt.ops.compiled import CommitCall, Kernels
 from streamadapt.ops.reduce import FrameMoments, shows_outliers
 
+_KEPT = 4  # steps' moments
+
 # In the order of the C enumeration.
 _COLUMNS = (
     "phase",
@@ -48,6 +50,7 @@ class CompiledCommit:
         self, kernels: Kernels, estimator: Restarting, layout: BankLayout, bank: StatisticsBank
     ) -> None:
         self._kernels, self._bank = kernels, bank
+        self._pooled: list[Tensor] = []
         layers = layout.layers
         first = bank.columns.scalars.start
         depth = layout.per_layer(layout.depth)[0]
@@ -105,8 +108,8 @@ class CompiledCommit:
         bank, call = self._bank, self._call
         count, (batch, channels) = len(rows), observed.mean.shape
         weights, mean, var = (one.contiguous() for one in (weights, observed.mean, observed.var))
+        pooled = self._next_pooled(count, channels)
         with torch.inference_mode(False):
-            pooled = torch.empty(2, count, channels, dtype=torch.float64)
             small = torch.empty(3, count, dtype=torch.float64)
             trust = torch.empty(batch, dtype=torch.float64)
         frames, verdict, phase = small
@@ -134,3 +137,18 @@ class CompiledCommit:
             trust if shows_outliers(batch) else None,
             phase,
         )
+
+    def _next_pooled(self, rows: int, channels: int) -> Tensor:
+        """Where moments of rows go: anew in each step, they would be mapped and faulted in anew.
+
+        They are told of in the step that they are of, and in its settling pass at most.
+        """
+        kept = self._pooled
+        if len(kept) < _KEPT or kept[0].shape != (2, rows, channels):
+            with torch.inference_mode(False):
+                found = torch.empty(2, rows, channels, dtype=torch.float64)
+            kept.append(found)
+            del kept[:-_KEPT]
+            return found
+        kept.append(kept.pop(0))
+        return kept[-1]

@@ -15,6 +15,7 @@ from streamadapt.committing.written import Committed
 from streamadapt.drift.scores import observed_distances
 from streamadapt.errors import ConfigurationError
 from streamadapt.estimators import Estimator, Observation
+from streamadapt.moments import Moments
 from streamadapt.ops.compiled import Kernels
 from streamadapt.ops.device import DeviceOperations
 from streamadapt.ops.reduce import FrameMoments, reduce_frames
@@ -103,9 +104,12 @@ class StepCommits:
             )
             if aligned is not None:
                 aligned.write(verdict)
+            moments = replace(reduced.moments, count=reduced.frames)
+            if moments.mean is observed.mean:  # of a single frame: the next step writes over it
+                moments = Moments(reduced.frames, moments.mean.clone(), moments.var.clone())
             return Committed(
                 verdict,
-                replace(reduced.moments, count=reduced.frames),
+                moments,
                 reduced.frames,
                 observed.layer_positions,
                 weights,

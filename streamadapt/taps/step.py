@@ -59,11 +59,10 @@ class Staging:
     def room(self, entries: int) -> Tensor:
         """Mean and variance of all layers' frames, `[2, entries, padded channels]` float64.
 
-        Kernels that write moments where they are wanted do so here. The next step writes over it;
-        a single frame, of which commits keep what they saw, gets a place of its own.
+        Kernels that write moments where they are wanted do so here. The next step writes over it.
         """
         channels = self._layout.padded_channels
-        if entries == 1 or self._room is None or self._room.shape[1] != entries:
+        if self._room is None or self._room.shape[1] != entries:
             with torch.inference_mode(False):
                 self._room = torch.zeros(2, entries, channels, dtype=torch.float64)
         return self._room

@@ -66,6 +66,9 @@ def _channels_last(
     channels = groups * DIVISOR
     frame = tl.program_id(2).to(tl.int64)
     split = tl.program_id(1)
+    if not COLLECTS:  # the end of what was looked at in a pass before is still in the cache
+        frame = tl.num_programs(2) - 1 - frame
+        split = tl.num_programs(1) - 1 - split
     c = tl.program_id(0) * INNER + tl.arange(0, INNER)
     inside = c < channels
     row = frame * 0
@@ -138,6 +141,9 @@ def _positions_last(
     positions = groups * DIVISOR
     split = tl.program_id(1)
     block = tl.program_id(0).to(tl.int64)
+    if not COLLECTS:
+        block = tl.num_programs(0) - 1 - block
+        split = tl.num_programs(1) - 1 - split
     lines = (block * 0 + frames) * channels
     line = block * OUTER + tl.arange(0, OUTER)
     inside = line < lines
