@@ -69,7 +69,7 @@ def test_streams_that_come_later_start_with_the_new_settings():
 @pytest.mark.parametrize(
     "other,why",
     [
-        (Welford(), "needs other state"),
+        (Welford(), "is another rule"),
         (EMA(half_life_seconds=3.0), "`uses_time` differs"),
         (Restarting(own_depth=1.0), "corrects single frames in other layers"),
     ],
