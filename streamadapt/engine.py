@@ -228,6 +228,7 @@ class AdaptationEngine:
             self._displace(range(self.bank.rows), "source")
             self.source_version += 1
             binding.adopt_source(values)
+        self.refresh()
         binding.loaded = False
         if binding.bound:
             binding.bind(self.bank, 0)

@@ -66,9 +66,13 @@ class Ledger:
             self._readouts.submit(marker, lambda _: self._complete(facts, outcome, ()))
             return
         now = time.monotonic()
-        kept_out = torch.zeros_like(verdict) if gated is None else gated
-        both = torch.stack([verdict, kept_out.to(verdict)])
-        self._readouts.submit(both, lambda arrived: self._receive(facts, arrived.tolist(), now))
+        told = verdict[None] if gated is None else torch.stack([verdict, gated.to(verdict)])
+
+        def receive(arrived: Tensor) -> None:
+            verdicts, *rest = arrived.tolist()
+            self._receive(facts, verdicts, rest[0] if rest else [0.0] * len(verdicts), now)
+
+        self._readouts.submit(told, receive)
 
     def forget(self, row: int) -> None:
         """A row has a new owner."""
@@ -79,11 +83,13 @@ class Ledger:
         last = self.last_update.get(row)
         return None if last is None else time.monotonic() - last
 
-    def _receive(self, facts: StepFacts, values: list[list[float]], now: float) -> None:
+    def _receive(
+        self, facts: StepFacts, verdicts: list[float], kept_out: list[float], now: float
+    ) -> None:
         updated = []
         held = facts.held or (False,) * len(facts.rows)
         for (stream, frames), row, value, gated, still in zip(
-            facts.frames.items(), facts.rows, *values, held, strict=True
+            facts.frames.items(), facts.rows, verdicts, kept_out, held, strict=True
         ):
             rejected = frames - int(abs(value)) - int(gated)
             if rejected > 0 and not still:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from operator import is_
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ class BufferBinding:
         with torch.inference_mode(False), torch.no_grad():
             self._pristine = _cloned(self.originals)
         self._expected: Pairs = list(self.originals)
+        self._compared: tuple[list[Any], list[str], list[Tensor]] | None = None
         self._views: Pairs | None = None
         self._written: list[int] = []
         self.loaded = False
@@ -68,11 +70,15 @@ class BufferBinding:
 
     def intact(self) -> bool:
         """Whether every buffer is still the tensor that was put there."""
-        for layer, (mean, var) in zip(self._layers, self._expected, strict=True):
-            buffers = layer.module._buffers
-            if buffers["running_mean"] is not mean or buffers["running_var"] is not var:
-                return False
-        return True
+        if self._compared is None:  # of all layers, to be compared at once: before each step
+            buffers = [layer.module._buffers for layer in self._layers]
+            self._compared = (
+                [one for one in buffers for _ in _KEYS],
+                list(_KEYS) * len(buffers),
+                [tensor for pair in self._expected for tensor in pair],
+            )
+        held, keys, expected = self._compared
+        return all(map(is_, map(dict.get, held, keys), expected))
 
     def only_converted(self) -> bool:
         """Whether the model holds what was put there, if in another place or dtype."""
@@ -180,7 +186,7 @@ class BufferBinding:
 
     def adopt_held(self) -> None:
         """Accept the buffers that the model holds now as the expected ones."""
-        self._expected = self.current()
+        self._expected, self._compared = self.current(), None
 
     def release(self) -> None:
         """Unbind and take the state-dict hooks off."""
@@ -200,7 +206,7 @@ class BufferBinding:
         buffers = self._layers[index].module._buffers
         for key, tensor in zip(_KEYS, pair, strict=True):
             buffers[key] = tensor
-        self._expected[index] = pair
+        self._expected[index], self._compared = pair, None
 
 
 class _LayerHook:

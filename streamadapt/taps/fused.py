@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Sequence
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -145,9 +146,12 @@ class FusedTables:
             )
             for one, layer in zip(layout.layers, layers, strict=True)
         ]
-        self._known: list[tuple[Tensor | None, Tensor | None, int, int]] = [
-            (None, None, -1, -1)
-        ] * count
+        # Of all layers one after the other, to be compared at once: in each step.
+        self._looked = False
+        self._where: tuple[list[dict[str, Any]], list[str]] = ([], [])
+        self._known: list[Tensor | None] = []
+        self._there: list[Tensor] = []
+        self._addresses: list[int] = []
         self._room = torch.zeros(0, 4, self.padded)
         self._distances, self._distances_at = np.empty(0), 0
 
@@ -156,18 +160,16 @@ class FusedTables:
         if len(self._room) < rows:
             with torch.inference_mode(False):
                 self._room = torch.zeros(rows, 4, self.padded)
+        if self._unchanged():
+            return
+        held: list[tuple[dict[str, Any], str, Tensor | None]] = []
         for index, module in enumerate(self._modules):
             if self._folded[index]:
                 continue  # its weight is a convolution's
             parameters = module._parameters
             weight, bias = parameters.get("weight"), parameters.get("bias")
-            at = 0 if weight is None else weight.data_ptr()
-            bias_at = 0 if bias is None else bias.data_ptr()
-            known = self._known[index]
-            if known[0] is weight and known[1] is bias and known[2] == at and known[3] == bias_at:
-                continue
-            self._known[index] = weight, bias, at, bias_at
-            self._weights[index], self._biases[index] = at or None, bias_at or None
+            self._weights[index] = None if weight is None else weight.data_ptr() or None
+            self._biases[index] = None if bias is None else bias.data_ptr() or None
             # A weight that is not where it belongs is made anew by a hook, as in pruning.
             whole = "weight" in parameters and "bias" in parameters
             self.plans[index].usable = (
@@ -179,6 +181,20 @@ class FusedTables:
                     if one is None or one.is_floating_point()
                 )
             )
+            held += [(parameters, "weight", weight), (parameters, "bias", bias)]
+        self._where = [one[0] for one in held], [one[1] for one in held]
+        self._known = [one[2] for one in held]
+        self._there = [one for one in self._known if one is not None]
+        self._addresses = [one.data_ptr() for one in self._there]
+        self._looked = True
+
+    def _unchanged(self) -> bool:
+        """Whether all weights are the tensors, and lie in the memory, that they were."""
+        return (
+            self._looked
+            and all(map(is_, map(dict.get, *self._where), self._known))
+            and list(map(Tensor.data_ptr, self._there)) == self._addresses
+        )
 
     @property
     def name(self) -> str:
@@ -186,7 +202,8 @@ class FusedTables:
         return f"compiled ({self.kernels.instruction_set})"
 
     def refresh(self, device: torch.device) -> None:
-        """Nothing to do: each step looks."""
+        """Look at everything in the next step."""
+        self._looked = False
 
     def serves(self, device: torch.device) -> bool:
         """Whether there are kernels for models on a device."""

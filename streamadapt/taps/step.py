@@ -76,7 +76,8 @@ class Staging:
     ) -> FrameMoments:
         """As `gather`, where the moments of some layers were written to `room` directly."""
         mean, var = room
-        for layer, one, is_direct in zip(self._layout.layers, staged, direct, strict=True):
+        left = () if all(direct) else zip(self._layout.layers, staged, direct, strict=True)
+        for layer, one, is_direct in left:
             if is_direct:
                 continue
             if one is None:
@@ -193,6 +194,8 @@ class Step:
     @property
     def unobserved(self) -> tuple[str, ...]:
         """Names of layers that were not executed, or not through their tap."""
+        if 0.0 not in self.positions:
+            return ()
         pairs = zip(self.layout.layers, self.positions, strict=True)
         return tuple(layer.name for layer, positions in pairs if not positions)
 
