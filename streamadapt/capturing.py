@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -159,27 +161,22 @@ class Capture:
 
     def _fill(self, where: StepRows, *, valid: int, observe: bool) -> None:
         """Tell the device what the next replay is for."""
-        entries, rows = self.shape[0], self._rows
-        given = where.rows
-        spare = (row for row in range(self._engine.bank.rows) if row not in given)
-        places = [*given, *(next(spare) for _ in range(rows - len(given)))]
-        index = [*(where.entries or ())][:valid]
-        index += [0] * (entries - len(index))
-        real = valid if where.valid is None else min(valid, where.valid)
-        weights = [0.0] * (rows * entries)
+        entries, rows, given = self.shape[0], self._rows, len(where.rows)
+        told = np.zeros(sum(self._parts))
+        places, index, weights, elapsed, allowed = np.split(told, np.cumsum(self._parts)[:-1])
+        spare = (row for row in range(self._engine.bank.rows) if row not in where.rows)
+        places[:] = [*where.rows, *islice(spare, rows - given)]
+        if where.entries is not None:
+            index[:valid] = where.entries[:valid]
         if observe:
-            for frame in range(real):
-                weights[index[frame] * entries + frame] = 1.0
-        idle = rows - len(given)
-        elapsed = [*where.elapsed_seconds, *([0.0] * idle)]
-        held = where.held or (False,) * len(given)
-        allowed = [*(float(not one) for one in held), *([0.0] * idle)]
-        values = [*places, *index, *weights, *elapsed, *allowed]
-        told = torch.tensor(values, dtype=torch.float64)
-        self._control.copy_(upload(told, self._control.device))
+            real = valid if where.valid is None else min(valid, where.valid)
+            of = index[:real].astype(np.int64)
+            weights.reshape(rows, entries)[of, np.arange(real)] = 1.0
+        elapsed[:given] = where.elapsed_seconds
+        allowed[:given] = 1.0 if where.held is None else np.logical_not(where.held)
+        self._control.copy_(upload(torch.from_numpy(told), self._control.device))
         if observe and where.quality is not None:
-            start = rows + entries
-            table = self._control[start : start + rows * entries].view(rows, entries)
+            table = self._control.split(self._parts)[2].view(rows, entries)
             table[:, : len(where.quality)] *= where.quality
 
     def _copied(self, rows: int, entries: int) -> Committed:
