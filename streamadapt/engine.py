@@ -30,7 +30,7 @@ from streamadapt.ops.reduce import reduce_frames
 from streamadapt.taps import BufferBinding, Inventory, ModelTap, Staging, Step, verify_remappable
 from streamadapt.taps.device import DeviceTables
 from streamadapt.taps.folded import FoldedLayer
-from streamadapt.taps.fused import FusedTables
+from streamadapt.taps.fused_tables import FusedTables
 from streamadapt.taps.kernels import Tables
 from streamadapt.taps.owners import OwnerTaps
 from streamadapt.taps.refolding import Refolding
