@@ -190,7 +190,7 @@ def _about(content: dict[str, Any], rows: Sequence[Row], *, cuda: bool, has_best
     if has_best:
         text += (
             " The best frozen one is the fastest of what can be had when BatchNorm is folded into "
-            "the convolutions, after which nothing can be adapted."
+            "the convolutions ([folded models](docs/folded.md) can be adapted, too)."
         )
     if not cuda:
         text += " Hooks take the moments with the fastest kernel that PyTorch has for them."
