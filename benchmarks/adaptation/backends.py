@@ -67,7 +67,10 @@ def answers(stream: str, seed: int, *, frames: int) -> dict[str, Any]:
                 output = processor(batch.frames, pts_seconds=batch.seconds)
                 classes[key].append(output.argmax(dim=1).numpy())
     wanted = np.concatenate(labels)
-    found: dict[str, Any] = {"domains": np.concatenate(domains)}
+    found: dict[str, Any] = {
+        "domains": np.concatenate(domains),
+        "backends": [processors["default", backend].describe().backend for backend in BACKENDS],
+    }
     for name in POLICIES:
         given = [np.concatenate(classes[name, backend]) for backend in BACKENDS]
         told = [processors[name, backend].event_counts for backend in BACKENDS]
@@ -132,7 +135,7 @@ def main() -> None:
         benchmark="adaptation.backends",
         arguments={"seeds": options.seeds, "frames": options.frames},
         environment=environment(),
-        results={"rows": rows, "configuration": configuration()},
+        results={"rows": rows, "configuration": configuration(), "backends": runs[0]["backends"]},
         claims=claims,
     )
     report(claims, written=options.output)
