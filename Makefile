@@ -67,6 +67,7 @@ bench: $(DEV_STAMP)
 	$(VENV)/bin/python -m benchmarks.adaptation.depth
 	$(VENV)/bin/python -m benchmarks.adaptation.severities
 	$(VENV)/bin/python -m benchmarks.adaptation.continual cifar10-resnet20 digits
+	$(VENV)/bin/python -m benchmarks.adaptation.backends
 	$(VENV)/bin/python -m benchmarks.adaptation.rates
 	$(VENV)/bin/python -m benchmarks.adaptation.profiles
 	$(VENV)/bin/python -m benchmarks.adaptation.ablation
