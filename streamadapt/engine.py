@@ -134,7 +134,13 @@ class AdaptationEngine:
         self.binding = BufferBinding(self.layers, self.folded)
         self.owners = None
         if self.tables is not None and model is not None:
-            self.owners = OwnerTaps(model, self.layers, self.tap, paused=self._paused)
+            self.owners = OwnerTaps(
+                model,
+                self.layers,
+                self.tap,
+                kernels=kernels if isinstance(kernels, Kernels) else None,
+                paused=self._paused,
+            )
             self.owners.install()
         self.tap.install()
         if head is not None:
@@ -290,6 +296,8 @@ class AdaptationEngine:
                 step.own = FramesOwn(statistics, self._thresholds, self.layout)
         kernels = self._kernels
         if kernels is not None and not torch.is_grad_enabled():
+            if self.owners is not None:
+                self.owners.look()
             step.fused = kernels.arm(
                 step,
                 self.bank,

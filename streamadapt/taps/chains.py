@@ -19,10 +19,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.nn.modules import module as module_hooks
 
 from streamadapt.errors import one_line
+from streamadapt.taps.contents import Contents
 from streamadapt.taps.inventory import AdaptableLayer, named_modules
+from streamadapt.taps.packed import PackedConvolution
 from streamadapt.taps.tracing import OneThreadTracer
 
 _FRESH = (
@@ -46,6 +47,7 @@ _FUNCTIONS: Mapping[Any, tuple[float, float]] = {
 }
 _ADDITIONS = (operator.add, torch.add, "add")
 _ADDITIONS_IN_PLACE = (operator.iadd, "add_")
+Fused = Callable[..., Tensor | None]  # see `taps.kernels.Normalisation`
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -84,30 +86,41 @@ class ChainNode(nn.Module):
         chain: that it is.
         norm: the BatchNorm.
         finish: the activation; None: there is none.
-        fused: normalises in one pass where it can, else returns None.
     """
 
     def __init__(
-        self,
-        chain: Chain,
-        norm: nn.Module,
-        finish: Callable[[Tensor], Tensor] | None,
-        fused: Callable[[Chain, Tensor, Tensor | None], Tensor | None],
+        self, chain: Chain, norm: nn.Module, finish: Callable[[Tensor], Tensor] | None
     ) -> None:
         super().__init__()
         self.chain = chain
         self._norm = [norm]  # not a submodule: it is the model's
-        self._finish, self._fused = finish, fused
+        self._finish = finish
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        """The chain's result."""
-        y = self._fused(self.chain, x, other)
-        if y is not None:
-            return y
+        """The chain's result, where it cannot be had in one pass."""
         y = self._norm[0](x)
         if other is not None:
             y = y + other
         return y if self._finish is None else self._finish(y)
+
+
+class PackedNode(nn.Module):
+    """Stands in a traced graph for a convolution whose weight is packed.
+
+    Args:
+        module: the convolution.
+        packed: runs it where that can be done, else returns None.
+    """
+
+    def __init__(self, module: nn.Module, packed: PackedConvolution) -> None:
+        super().__init__()
+        self.packed = packed
+        self._module = [module]  # not a submodule: it is the model's
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The convolution's result, where it has to run itself."""
+        result: Tensor = self._module[0](x)
+        return result
 
 
 class _Tracer(OneThreadTracer):
@@ -125,35 +138,30 @@ class Traced:
         owner: the module.
         name: where it stands in the model.
         plain: runs its operations as traced.
-        run: the same with chains done in one pass.
-        chains: in that.
+        run: the same with chains done in one pass, on packed weights, while `ordinary()`.
+        fused: with chains done in one pass.
+        chains: in those.
         arguments: how many it takes.
+        contents: what else must be as it was when it was traced, looked at before each step.
     """
 
     owner: nn.Module
     name: str
     plain: Callable[..., Any]
     run: Callable[..., Any]
+    fused: Callable[..., Any]
     chains: tuple[Chain, ...]
     arguments: int
-    _modules: tuple[tuple[nn.Module, dict[str, Any], dict[str, Any]], ...]
+    contents: Contents
     _attributes: dict[str, Any]
     _values: list[Any]
-    _hooks: tuple[Mapping[int, Any], ...]
 
     def installed(self) -> None:
         """Whatever the module holds now is not looked at again until it is another object."""
         self._values[:] = self.owner.__dict__.values()
 
     def unchanged(self) -> bool:
-        """Whether the module is still what was traced."""
-        for module, children, parameters in self._modules:
-            if module._modules != children or module._parameters.keys() != parameters.keys():
-                return False
-        if any(self._hooks) or module_hooks._global_forward_hooks:
-            return False
-        if module_hooks._global_forward_pre_hooks:
-            return False
+        """Whether the attributes that the trace took for constants are still the same."""
         held = self.owner.__dict__
         if len(held) == len(self._values) and all(map(operator.is_, held.values(), self._values)):
             return True
@@ -164,7 +172,8 @@ def trace_chains(
     model: nn.Module,
     layers: Sequence[AdaptableLayer],
     *,
-    fused: Callable[[Chain, Tensor, Tensor | None], Tensor | None] = lambda *_: None,
+    fused: Callable[[], Fused] = lambda: lambda *_: None,
+    packed: Callable[[nn.Module], PackedConvolution | None] = lambda _: None,
 ) -> tuple[list[Traced], dict[int, str]]:
     """Trace the modules that call `layers`, where that can be done and something comes of it.
 
@@ -172,43 +181,73 @@ def trace_chains(
         model: that they are part of.
         layers: the adaptable ones.
         fused: normalises in one pass; see `ChainNode`.
+        packed: another way to run a convolution; None: there is none.
 
     Returns:
         What was traced, and why other layers are alone, by their index.
     """
     index = {id(layer.module): k for k, layer in enumerate(layers) if layer.kind == "batchnorm"}
     found, alone = list[Traced](), dict[int, str]()
-    for name, (owner, called) in owners_of(model, [layer.name for layer in layers]).items():
-        traced = _trace(owner, name, index, fused)
+    for name, owner in owners_of(model, [layer.name for layer in layers]).items():
+        traced = _trace(owner, name, index, fused, packed)
         if isinstance(traced, Traced):
             found.append(traced)
         else:
-            reason = f"{name or 'the model'} ({type(owner).__name__}) {traced}"
-            alone |= dict.fromkeys(called, reason)
+            reason = f"{name or 'the model'} ({type(owner.module).__name__}) {traced}"
+            alone |= dict.fromkeys(owner.layers, reason)
     return found, alone
 
 
-def owners_of(model: nn.Module, layers: Sequence[str]) -> dict[str, tuple[nn.Module, list[int]]]:
-    """Modules that call layers in their own `forward`, plain sequences inside them included.
+@dataclass(frozen=True, eq=False)
+class Owner:
+    """A module that calls layers in its own `forward`, and what else that does.
+
+    Attributes:
+        module: it.
+        layers: indices of those that it calls.
+        graph: what it does, down to the modules that it calls; or why that is not known.
+    """
+
+    module: nn.Module
+    layers: list[int]
+    graph: fx.Graph | str
+
+
+def owners_of(model: nn.Module, layers: Sequence[str]) -> dict[str, Owner]:
+    """Modules that call layers, by name; plain sequences and lists belong to whoever calls them.
+
+    Of an owner that cannot be traced the outermost sequences are looked at one by one.
 
     Args:
         model: that they are part of.
         layers: names.
-
-    Returns:
-        By name, each with the indices of the layers that it calls.
     """
     named = dict(named_modules(model))
-    found: dict[str, tuple[nn.Module, list[int]]] = {}
+    called: dict[str, list[int]] = {}
     for index, name in enumerate(layers):
         while name:
             name = name.rpartition(".")[0]
-            owner = named.get(name)
-            if owner is None:
+            module = named.get(name)
+            if module is None:
                 break
-            if not _is_sequence(owner) or not name:
-                found.setdefault(name, (owner, []))[1].append(index)
+            if not _is_transparent(module) or not name:
+                called.setdefault(name, []).append(index)
                 break
+    found: dict[str, Owner] = {}
+    for name, indices in called.items():
+        graph, alone = traced_graph(named[name]), indices
+        if isinstance(graph, str):
+            alone = []
+            for index in indices:
+                inner = _outermost_sequence(named, name, layers[index])
+                if inner is None:
+                    alone.append(index)
+                elif inner in found:
+                    found[inner].layers.append(index)
+                else:
+                    found[inner] = Owner(named[inner], [index], traced_graph(named[inner]))
+        if alone:
+            found[name] = Owner(named[name], alone, graph)
     return found
 
 
@@ -216,6 +255,21 @@ def _is_sequence(module: nn.Module) -> bool:
     plain = type(module).forward is nn.Sequential.forward and "forward" not in module.__dict__
     hooks = module._forward_hooks or module._forward_pre_hooks
     return isinstance(module, nn.Sequential) and plain and not hooks
+
+
+def _is_transparent(module: nn.Module) -> bool:
+    """Whether whoever holds a module calls what is in it."""
+    return _is_sequence(module) or type(module) in (nn.ModuleList, nn.ModuleDict)
+
+
+def _outermost_sequence(named: Mapping[str, nn.Module], owner: str, layer: str) -> str | None:
+    """Name of the first sequence on the way from an owner to a layer."""
+    path = owner
+    for part in layer.removeprefix(f"{owner}." if owner else "").split(".")[:-1]:
+        path = f"{path}.{part}" if path else part
+        if _is_sequence(named[path]):
+            return path
+    return None
 
 
 def traced_graph(owner: nn.Module) -> fx.Graph | str:
@@ -236,13 +290,15 @@ def traced_graph(owner: nn.Module) -> fx.Graph | str:
 
 
 def _trace(
-    owner: nn.Module,
+    called: Owner,
     name: str,
     index: Mapping[int, int],
-    fused: Callable[[Chain, Tensor, Tensor | None], Tensor | None],
+    fused: Callable[[], Fused],
+    packed: Callable[[nn.Module], PackedConvolution | None],
 ) -> Traced | str:
     """What a module does, or why that is not known."""
-    graph, arguments = traced_graph(owner), _arguments(owner)
+    owner, graph = called.module, called.graph
+    arguments = _arguments(owner)
     if isinstance(graph, str):
         return graph
     assert arguments is not None
@@ -250,25 +306,29 @@ def _trace(
         return "uses tensors that it holds itself"
     traced = fx.GraphModule(owner, graph)
     plain = traced.forward  # compiled already: what is done to the graph below is not in it
-    chains, watched = _fuse(traced, index, fused)
+    chains, watched = _fuse(traced, index)
     if not any(chain.adds or chain.in_place or chain.low > -math.inf for chain in chains):
         return "does nothing with it that can be taken along"
     graph.lint()
+    fused_alone = _program(traced, fused)
+    contents = _pack(traced, packed)
     inside = [owner, *_sequences(owner)]
-    hooks: list[Mapping[int, Any]] = []
+    for module in inside:
+        contents.hold(module._modules)
+        contents.size(module._parameters)
     for module in [*watched, *inside[1:]]:
-        hooks += [module._forward_hooks, module._forward_pre_hooks]
+        contents.unhooked(module)
     return Traced(
         owner=owner,
         name=name,
         plain=plain,
-        run=_program(traced),
+        run=_program(traced, fused),
+        fused=fused_alone,
         chains=tuple(chains),
         arguments=arguments,
-        _modules=tuple((one, dict(one._modules), dict(one._parameters)) for one in inside),
+        contents=contents,
         _attributes=_attributes(owner),
         _values=[],
-        _hooks=tuple(hooks),
     )
 
 
@@ -309,9 +369,9 @@ def _items(container: Any) -> Any:
 
 
 def _sequences(module: nn.Module) -> Iterator[nn.Module]:
-    """Plain sequences that a trace of `module` looks into."""
+    """Plain sequences and lists that a trace of `module` looks into."""
     for child in module._modules.values():
-        if child is not None and _is_sequence(child):
+        if child is not None and _is_transparent(child):
             yield child
             yield from _sequences(child)
 
@@ -338,7 +398,6 @@ def _attributes(owner: nn.Module) -> dict[str, Any]:
 def _fuse(
     graph: fx.GraphModule,
     index: Mapping[int, int],
-    fused: Callable[[Chain, Tensor, Tensor | None], Tensor | None],
 ) -> tuple[list[Chain], list[nn.Module]]:
     """Put chains in place; returns them, and the modules that they stand for."""
     chains: list[Chain] = []
@@ -369,7 +428,7 @@ def _fuse(
             stood_for.append(producer)
         chain = Chain(index[id(norm)], other is not None, *bounds, in_place=fresh)
         name = f"streamadapt_chain_{len(chains)}"
-        graph.add_submodule(name, ChainNode(chain, norm, finish, fused))
+        graph.add_submodule(name, ChainNode(chain, norm, finish))
         with graph.graph.inserting_before(last):
             new = graph.graph.call_module(name, (x,) if other is None else (x, other))
         last.replace_all_uses_with(new)
@@ -381,6 +440,27 @@ def _fuse(
         chains.append(chain)
         watched += stood_for
     return chains, watched
+
+
+def _pack(
+    graph: fx.GraphModule, packed: Callable[[nn.Module], PackedConvolution | None]
+) -> Contents:
+    """Put packed convolutions in place; returns what of them must not change."""
+    contents = Contents()
+    for count, node in enumerate(list(graph.graph.nodes)):
+        module = _called(graph, node)
+        if module is None or len(node.args) != 1 or node.kwargs:
+            continue
+        found = packed(module) if type(module) is nn.Conv2d else None
+        if found is not None and "forward" not in module.__dict__:
+            name = f"streamadapt_packed_{count}"
+            graph.add_submodule(name, PackedNode(module, found))
+            node.target = name
+            contents.size(module.__dict__)
+            contents.unhooked(module)
+            for key, value in found.settings().items():
+                contents.keep(module.__dict__, key, value)
+    return contents
 
 
 def _called(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
@@ -426,11 +506,12 @@ def _activation(
     return bounds, F.relu6 if bounds == _RELU6 else torch.relu
 
 
-def _program(module: fx.GraphModule) -> Callable[..., Any]:
+def _program(module: fx.GraphModule, fused: Callable[[], Fused]) -> Callable[..., Any]:
     """A graph as a Python function.
 
-    Unlike the graph module's own `forward` it looks no submodule up by name when it runs, which for
-    small models is a good part of what a layer takes.
+    Unlike the graph module's own `forward` it looks no submodule up by name when it runs, and calls
+    what is fused or packed without anything in between: for small models that is a good part of
+    what a layer takes.
     """
     last_use: dict[fx.Node, fx.Node] = {}
     for node in module.graph.nodes:
@@ -460,6 +541,13 @@ def _program(module: fx.GraphModule) -> Callable[..., Any]:
         space[name] = value
         return name
 
+    def freed(node: fx.Node) -> list[str]:
+        """Frees memory as early as the module's own code would."""
+        gone = dead.get(node, []) + [node.name] * (node not in last_use)
+        return [" = ".join(gone) + " = None"] if gone else []
+
+    space["_current"] = fused
+    lines.append("_fused = _current()")
     for node in module.graph.nodes:
         passed = [text(one) for one in node.args]
         passed += [f"{key}={text(one)}" for key, one in node.kwargs.items()]
@@ -471,15 +559,29 @@ def _program(module: fx.GraphModule) -> Callable[..., Any]:
             continue
         if node.op == "call_module":
             called = module.get_submodule(str(node.target))
-            call = bound(called.forward if isinstance(called, ChainNode) else called)
+            ours = isinstance(called, ChainNode | PackedNode)
+            call = bound(called.forward if ours else called)
+            first = None
+            if isinstance(called, ChainNode):
+                one = called.chain
+                rest = (one.layer, one.low, one.high, one.in_place)
+                layer, low, high, over = map(bound, rest)
+                added = passed[1] if one.adds else "None"
+                first = f"_fused({layer}, {passed[0]}, {added}, {low}, {high}, {over})"
+            elif isinstance(called, PackedNode):
+                first = f"{bound(called.packed)}({passed[0]})"
+            if first is not None:
+                lines.append(f"{node.name} = {first}")
+                lines.append(f"if {node.name} is None:")
+                lines.append(f"    {node.name} = {call}({', '.join(passed)})")
+                lines += freed(node)
+                continue
         elif node.op == "call_function":
             call = bound(node.target)
         else:
             call, passed = f"{passed[0]}.{node.target}", passed[1:]
         lines.append(f"{node.name} = {call}({', '.join(passed)})")
-        gone = dead.get(node, []) + [node.name] * (node not in last_use)
-        if gone:  # frees memory as early as the module's own code would
-            lines.append(" = ".join(gone) + " = None")
+        lines += freed(node)
     source = f"def run({', '.join(arguments)}):\n" + "".join(f"    {line}\n" for line in lines)
     exec(source, space)  # of a graph's own names
     program: Callable[..., Any] = space["run"]

@@ -181,7 +181,6 @@ class DeviceStep:
         index: int,
         x: Tensor,
         residual: Tensor | None = None,
-        *,
         low: float = -math.inf,
         high: float = math.inf,
         in_place: bool = False,

@@ -17,7 +17,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from streamadapt.errors import UnsupportedModelError
-from streamadapt.taps.chains import owners_of, traced_graph
+from streamadapt.taps.chains import owners_of
 from streamadapt.taps.folded import FOLDED_TYPES, FoldedAway, FoldedLayer, folded_layer
 from streamadapt.taps.inventory import AdaptableLayer, take_inventory
 
@@ -98,16 +98,15 @@ def _pairs(model: nn.Module, norms: list[AdaptableLayer]) -> tuple[dict[str, str
     names = dict(nn.Module.named_modules(model, remove_duplicate=False))
     times = Counter(id(module) for module in names.values())
     owners = owners_of(model, [one.name for one in norms])
-    graphs = {name: traced_graph(owner) for name, (owner, _) in owners.items()}
     calls = Counter(
         id(called)
-        for name, graph in graphs.items()
-        if isinstance(graph, fx.Graph)
-        for called in _called_modules(names[name], graph)
+        for one in owners.values()
+        if isinstance(one.graph, fx.Graph)
+        for called in _called_modules(one.module, one.graph)
     )
-    for name, (owner, indices) in owners.items():
-        graph, prefix = graphs[name], f"{name}." if name else ""
-        for index in indices:
+    for name, one in owners.items():
+        owner, graph, prefix = one.module, one.graph, f"{name}." if name else ""
+        for index in one.layers:
             norm = norms[index]
             if norm.kind != "batchnorm":
                 kept[norm.name] = f"{type(norm.module).__name__} may do more than normalise"

@@ -8,7 +8,7 @@ bit (in fp32, where a processor with fused multiplication is at hand).
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -48,6 +48,9 @@ class FusedStep:
     ) -> None:
         self._step, self._tables = step, tables
         self._run, self._plans = tables.kernels.run_layer, tables.plans
+        self._call = tables.kernels.handle.sa_run_layer  # the same, unchecked
+        self._observe, self._direct, self._staged = step.observe, step.direct, step.staged
+        self._positions = step.positions
         self._statistics, self._now = statistics, now
         self._alike, self._own = alike, step.own
         self._place = tables.address(first)
@@ -56,6 +59,23 @@ class FusedStep:
         self._threads = torch.get_num_threads()
         self._room: int | None = None
         self._var = 0
+        self._key = tables.key(self._calls())
+
+    def _calls(self) -> tuple[Any, ...] | None:
+        """What calls depend on, their inputs apart; None: on more than stays from step to step."""
+        step, own = self._step, self._own
+        if self._now or step.entries is None or not (self._alike or step.rows is None):
+            return None
+        room = self._moments_at() if step.observe or own is not None else None
+        usual = None if own is None else own.thresholds
+        return self._place, room, self._threads, step.observe, step.entries, usual
+
+    def _moments_at(self) -> int:
+        """Address of the room for moments."""
+        if self._room is None:
+            self._room = self._step.room.data_ptr()
+            self._var = self._step.room.stride(0) * 8
+        return self._room
 
     def finish(self) -> None:
         """All moments are where they belong already."""
@@ -65,13 +85,62 @@ class FusedStep:
         index: int,
         x: Tensor,
         residual: Tensor | None = None,
-        *,
         low: float = -math.inf,
         high: float = math.inf,
         in_place: bool = False,
     ) -> Tensor | None:
         """See `taps.kernels.Normalisation`."""
+        plan, own = self._plans[index], self._own
+        if (
+            plan.ready is not self._key
+            or x.layout is not torch.strided
+            or x.shape != plan.shape
+            or x.stride() != plan.strides
+            or x.dtype is not plan.dtype
+            or type(x) is not Tensor
+            or x.requires_grad
+            or not x.is_cpu
+            or (low, high) != plan.bounds
+            or (own is not None and own.leans)
+        ):
+            return self._first(index, x, residual, low, high, in_place)
+        observe = self._observe
+        if observe and (self._direct[index] or self._staged[index] is not None):
+            return None
+        call = plan.call
+        try:
+            call.x = x.data_ptr()
+            if residual is None:
+                call.residual = None
+            elif plan.like(residual):
+                call.residual = residual.data_ptr()
+            else:
+                return None
+        except RuntimeError:  # a tensor of a function transform, such as `vmap`
+            return None
+        y = x if in_place else torch.empty_like(x)
+        call.y = y.data_ptr()
+        far = self._call(plan.address)
+        if far < 0:
+            raise MemoryError("no memory for a layer's sums")
+        if far:
+            self._correct(index, plan, None, measures=True)
+        if observe:
+            self._direct[index], self._positions[index] = True, plan.positions
+        return y
+
+    def _first(
+        self,
+        index: int,
+        x: Tensor,
+        residual: Tensor | None,
+        low: float,
+        high: float,
+        in_place: bool,
+    ) -> Tensor | None:
+        """As called, where the call has to be made out."""
         step, plan = self._step, self._plans[index]
+        plan.ready = None
         if x.layout is not torch.strided:
             return None
         same = x.shape == plan.shape and x.dtype is plan.dtype and x.stride() == plan.strides
@@ -87,33 +156,22 @@ class FusedStep:
         observe = step.observe
         if observe and step.seen(index):
             return None
-        call = plan.call
-        if residual is None:
-            call.residual = None
-        elif (
-            residual.shape == plan.shape
-            and residual.dtype is plan.dtype
-            and residual.stride() == plan.strides
-        ):
-            call.residual = residual.data_ptr()
-        else:
+        if not (residual is None or plan.like(residual)):
             return None
+        call, own = plan.call, self._own
         try:
             call.x = x.data_ptr()
+            call.residual = None if residual is None else residual.data_ptr()
         except RuntimeError:  # a tensor of a function transform, such as `vmap`
             return None
         y = x if in_place else torch.empty_like(x)
         call.y = y.data_ptr()
         call.low, call.high, call.threads = low, high, self._threads
-        own = self._own
-        measures = own is not None and own.measures(index, plan.positions)
+        plan.measures = own is not None and own.measures(index, plan.positions)
         rows = step.rows_at(index, items)
         start = plan.start
-        if observe or measures:
-            if self._room is None:
-                self._room = step.room.data_ptr()
-                self._var = step.room.stride(0) * 8
-            call.mean = self._room + start * 8
+        if observe or plan.measures:
+            call.mean = self._moments_at() + start * 8
             call.var = call.mean + self._var
         else:
             call.mean = None
@@ -121,10 +179,20 @@ class FusedStep:
         call.scale = self._place + start * BYTES
         call.shift = call.scale + self._shift
         call.rows = None if rows is None or self._alike else rows.data_ptr()
-        if self._now or measures or (own is not None and own.leans):
-            self._by_frame(index, plan, rows, measures=measures)
+        call.distance = None
+        leans = own is not None and own.leans and not plan.measures
+        if self._now or leans:
+            self._by_frame(index, plan, rows)
         else:
-            self._run(plan.address)
+            if plan.measures:
+                assert own is not None
+                call.distance = self._tables.distances(items)[1]
+                call.usual = own.thresholds[index]
+                call.row_precision = call.scale + 2 * self._shift
+                call.row_mean = call.scale + 3 * self._shift
+            plan.bounds, plan.ready = (low, high), self._key
+            if self._run(plan.address) and plan.measures:
+                self._correct(index, plan, rows, measures=True)
         if observe:
             step.wrote(index, plan.positions)
         return y
@@ -138,10 +206,7 @@ class FusedStep:
             step.entries = plan.items
         if plan.items != step.entries or step.seen(index):
             return False
-        if self._room is None:
-            self._room = step.room.data_ptr()
-            self._var = step.room.stride(0) * 8
-        mean = self._room + plan.start * 8
+        mean = self._moments_at() + plan.start * 8
         self._look(plan, x, mean, mean + self._var)
         step.wrote(index, plan.positions)
         return True
@@ -169,36 +234,34 @@ class FusedStep:
         return not torch._C._functorch.is_functorch_wrapped_tensor(x)
 
     def _look(self, plan: Plan, x: Tensor, mean: int, var: int) -> None:
-        call = plan.call
+        call, plan.ready = plan.call, None
         call.x, call.threads = x.data_ptr(), self._threads
         call.y = call.residual = call.rows = None
-        call.mean, call.var = mean, var
+        call.mean, call.var, call.distance = mean, var, None
         self._run(plan.address)
         call.mean = None
 
-    def _by_frame(self, index: int, plan: Plan, rows: Tensor | None, *, measures: bool) -> None:
+    def _by_frame(self, index: int, plan: Plan, rows: Tensor | None) -> None:
         """Moments first, for what they are normalised with depends on them."""
-        step, call, items, own = self._step, plan.call, plan.items, self._own
-        tables = self._tables
-        if measures and not self._now:
-            assert own is not None
-            distances, call.distance = tables.distances(items)
-            call.usual = usual = own.thresholds[index]
-            call.row_precision = call.scale + 2 * self._shift
-            call.row_mean = call.scale + 3 * self._shift
-            far = self._run(plan.address)
-            call.mean = call.distance = None
-            if not far:
-                return
-            # PyTorch decides on them; whom it does not correct either is normalised as usual.
-            chosen = (distances > usual).astype(np.uint8)
-            call.chosen = chosen.ctypes.data
-        elif call.mean is not None:
+        call = plan.call
+        if call.mean is not None:
             y, call.y = call.y, None
             self._run(plan.address)
-            call.y, call.mean = y, None
-            if step.observe:
-                step.wrote(index, plan.positions)
+            call.y = y
+            if self._step.observe:
+                self._step.wrote(index, plan.positions)
+        self._correct(index, plan, rows, measures=plan.measures)
+
+    def _correct(self, index: int, plan: Plan, rows: Tensor | None, *, measures: bool) -> None:
+        """Normalise frames, or those that were left out, by what their moments are."""
+        call, items = plan.call, plan.items
+        plan.ready = None
+        if call.distance is not None:
+            # PyTorch decides on them; whom it does not correct either is normalised as usual.
+            distances, _ = self._tables.distances(items)
+            chosen = (distances > call.usual).astype(np.uint8)
+            call.chosen = chosen.ctypes.data
+        call.mean = call.distance = None
         found = self._corrected(index, items, rows, measures=measures)
         if found is not None:
             each = torch.arange(items)

@@ -37,14 +37,20 @@ class Plan:
         dtype: of it.
         items: its frames.
         positions: of a frame.
+        measures: frames are judged by their moments.
+        bounds: that results are clamped to.
+        ready: the key of steps whose calls differ in their inputs alone; None: of none.
     """
 
     __slots__ = (
         "address",
+        "bounds",
         "call",
         "dtype",
         "items",
+        "measures",
         "positions",
+        "ready",
         "shape",
         "start",
         "strides",
@@ -59,10 +65,18 @@ class Plan:
         self.strides: tuple[int, ...] = ()
         self.dtype: torch.dtype | None = None
         self.items = self.positions = 0
+        self.measures = False
+        self.bounds = (-math.inf, math.inf)
+        self.ready: object = None
+
+    def like(self, other: Tensor) -> bool:
+        """Whether a tensor is of the kind that the call is made out for."""
+        same = other.shape == self.shape and other.stride() == self.strides
+        return same and other.dtype is self.dtype
 
     def fit(self, x: Tensor) -> bool:
         """Make the call out for another input; whether there is a kernel for it."""
-        self.shape = None
+        self.shape = self.ready = None
         dtype, call = _DTYPES.get(x.dtype), self.call
         if dtype is None or x.dim() < 3 or not x.numel() or not x.is_cpu:
             return False
@@ -148,6 +162,7 @@ class FusedTables:
         self._addresses: list[int] = []
         self._room = torch.zeros(0, 4, self.padded)
         self._distances, self._distances_at = np.empty(0), 0
+        self._key: tuple[Any, ...] | None = None
 
     def begin(self, rows: int) -> None:
         """Look at the layers' weights, and make room for so many rows."""
@@ -166,6 +181,7 @@ class FusedTables:
             self._biases[index] = None if bias is None else bias.data_ptr() or None
             # A weight that is not where it belongs is made anew by a hook, as in pruning.
             whole = "weight" in parameters and "bias" in parameters
+            self.plans[index].ready = None
             self.plans[index].usable = (
                 self.plain[index]
                 and whole
@@ -226,6 +242,12 @@ class FusedTables:
                 self.fill(1 + place, bank.data[row])
             first = 1
         return FusedStep(step, self, statistics=statistics, now=now, first=first, alike=source)
+
+    def key(self, calls: tuple[Any, ...] | None) -> object:
+        """The same object as the last time, where calls depend on the same; else another one."""
+        if calls is None or calls != self._key:
+            self._key = calls
+        return object() if self._key is None else self._key
 
     def fill(self, row: int, statistics: Tensor) -> None:
         """Make a row of some statistics, `[2, padded channels]` fp32."""

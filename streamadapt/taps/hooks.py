@@ -21,7 +21,7 @@ from streamadapt.errors import UnsupportedModelError
 from streamadapt.moments import Moments
 from streamadapt.ops.remap import remap_coefficients
 from streamadapt.taps.inventory import AdaptableLayer
-from streamadapt.taps.packed import PackedConvolution
+from streamadapt.taps.packed import PackedConvolution, ordinary
 from streamadapt.taps.step import Step
 
 _keys = itertools.count(1)
@@ -96,7 +96,9 @@ class FoldedTap(LayerTap):
 
     def __init__(self, tap: ModelTap, index: int, module: nn.Module) -> None:
         super().__init__(tap, index, module)
-        self._packed = None if self.replaced is not None else PackedConvolution.of(module)
+        self._packed = (
+            None if self.replaced is not None else PackedConvolution.of(module, exact=False)
+        )
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The layer's own output, moved where the step asks for it."""
@@ -114,7 +116,7 @@ class FoldedTap(LayerTap):
         armed = step is not None and step.thread == get_ident()
         found = None
         if self._packed is not None and tap.packs and (armed or tap.bound):
-            found = self._packed(x)
+            found = self._packed(x) if ordinary() else None
         z = self.original(x, *args, **kwargs) if found is None else found
         if armed:
             assert step is not None

@@ -23,7 +23,6 @@ class Normalisation(Protocol):
         index: int,
         x: Tensor,
         residual: Tensor | None = None,
-        *,
         low: float = -math.inf,
         high: float = math.inf,
         in_place: bool = False,

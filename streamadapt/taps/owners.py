@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from streamadapt.taps.chains import Chain, Traced, trace_chains
+from streamadapt.ops.compiled import Kernels
+from streamadapt.taps.chains import Fused, Traced, trace_chains
+from streamadapt.taps.contents import Contents
 from streamadapt.taps.hooks import ForwardTap, ModelTap
 from streamadapt.taps.inventory import AdaptableLayer
+from streamadapt.taps.packed import PackedConvolutions, ordinary
 
 
 class OwnerTap(ForwardTap):
@@ -21,6 +24,10 @@ class OwnerTap(ForwardTap):
 
     The first time, its own `forward` runs, and what was traced after it on the same input: only
     where both give the same, to the bit, it is used from then on.
+
+    Attributes:
+        usable: what was traced is still there, as far as that was looked at before the step.
+        proven: what was traced does the same; None: not known yet.
     """
 
     def __init__(
@@ -32,6 +39,7 @@ class OwnerTap(ForwardTap):
         super().__init__(traced.owner)
         self.tap, self.traced, self._paused = tap, traced, paused
         self.proven: bool | None = None
+        self.usable = True
         self.original: Callable[..., Any] = traced.owner.forward
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -43,6 +51,7 @@ class OwnerTap(ForwardTap):
             or step.fused is None
             or step.thread != get_ident()
             or self.proven is False
+            or not self.usable
             or kwargs
             or len(args) != self.traced.arguments
             or not all(type(one) is Tensor for one in args)
@@ -53,7 +62,7 @@ class OwnerTap(ForwardTap):
         if self.proven is None:
             # Whoever listens inside must not hear the same frames several times.
             return self.original(*args) if _has_hooks(self.module) else self._prove(*args)
-        return self.traced.run(*args)
+        return self.traced.run(*args) if ordinary() else self.traced.fused(*args)
 
     def _prove(self, *args: Tensor) -> Any:
         """The module's own output; and see whether what was traced does the same."""
@@ -75,6 +84,7 @@ class OwnerTaps:
         model: that they are part of.
         layers: the adaptable ones.
         tap: of the layers.
+        kernels: compiled ones; with None, convolutions run as they are.
         paused: a context in which the model runs as if no step were armed.
 
     Attributes:
@@ -87,11 +97,16 @@ class OwnerTaps:
         layers: Sequence[AdaptableLayer],
         tap: ModelTap,
         *,
+        kernels: Kernels | None,
         paused: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        self._tap = tap
-        found, self._alone = trace_chains(model, layers, fused=self._fused)
+        self._tap, self._usable = tap, True
+        self._packed = PackedConvolutions(kernels)
+        found, self._alone = trace_chains(model, layers, fused=self._fused, packed=self._packed.add)
         self.taps = [OwnerTap(tap, traced, paused) for traced in found]
+        self._contents = Contents()
+        for traced in found:
+            self._contents.add(traced.contents)
 
     def install(self) -> None:
         """Put them in place."""
@@ -110,6 +125,16 @@ class OwnerTaps:
         for one in self.taps:
             memo[id(one.module)].__dict__.pop("forward", None)
 
+    def look(self) -> None:
+        """Before a step: see what became of modules, hooks and weights since the last one."""
+        self._packed.look()
+        same = self._contents.same()
+        if same and self._usable:
+            return
+        for one in self.taps:
+            one.usable = one.traced.contents.same()
+        self._usable = same
+
     def manners(self) -> dict[int, str]:
         """What is done in one pass, by the index of the layer, or why nothing is taken along."""
         found = {index: f"BatchNorm; {reason}" for index, reason in self._alone.items()}
@@ -121,13 +146,11 @@ class OwnerTaps:
                     found[chain.layer] = f"BatchNorm; what was traced of {name} differs from it"
         return found
 
-    def _fused(self, chain: Chain, x: Tensor, other: Tensor | None) -> Tensor | None:
+    def _fused(self) -> Fused:
+        """What normalises in the step that something traced is run for."""
         step = self._tap.step
-        if step is None or step.fused is None or step.thread != get_ident():
-            return None
-        return step.fused(
-            chain.layer, x, other, low=chain.low, high=chain.high, in_place=chain.in_place
-        )
+        assert step is not None and step.fused is not None
+        return step.fused
 
 
 def _has_hooks(owner: nn.Module) -> bool:

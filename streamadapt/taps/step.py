@@ -143,6 +143,10 @@ class Step:
         exact: take moments exactly rather than fast.
 
     Attributes:
+        rows: as given.
+        positions: of a frame at each layer that was executed, else zero.
+        staged: moments of each layer, where they are not
+        direct: written to `room` already.
         failure: what the estimator raised inside the forward, in synchronous timing.
         coefficients: what inputs are moved by; None: not at all.
         own: corrects single frames; None: no frame is.
@@ -177,12 +181,12 @@ class Step:
         self.folded: Refolding | None = None
         self.positions = [0.0] * len(layout.layers)
         self._only: int | None = None
-        self._rows = rows
+        self.rows = rows
         self._frames_per_row = frames_per_row
         self._staging = staging
         self._exact = exact
-        self._staged: list[StagedMoments | None] = [None] * len(layout.layers)
-        self._direct = [False] * len(layout.layers)
+        self.staged: list[StagedMoments | None] = [None] * len(layout.layers)
+        self.direct = [False] * len(layout.layers)
         self._room: Tensor | None = None
         self._outputs: set[int] = set()  # whose moments in `room` are of outputs
 
@@ -250,11 +254,11 @@ class Step:
         """Whether a layer was executed before, or nothing is staged of it alone."""
         if self._only not in (None, index):
             return True
-        return self._direct[index] or self._staged[index] is not None
+        return self.direct[index] or self.staged[index] is not None
 
     def rows_at(self, index: int, items: int) -> Tensor | None:
         """The row of each item of a layer's leading dimension; None where there is one."""
-        return None if self._rows is None else self._rows_at(index, items)
+        return None if self.rows is None else self._rows_at(index, items)
 
     @property
     def room(self) -> Tensor:
@@ -271,13 +275,13 @@ class Step:
 
     def wrote(self, index: int, positions: int) -> None:
         """The moments of a layer are in `room`, or will be when the forward has ended."""
-        self._direct[index] = True
+        self.direct[index] = True
         self.positions[index] = float(positions)
 
     def frame_moments(self, index: int) -> FrameMoments | None:
         """What was staged of one layer, `[entries, channels]`; None if it was not executed."""
-        staged = self._staged[index]
-        if self._direct[index]:
+        staged = self.staged[index]
+        if self.direct[index]:
             mean, var = self.room[:, :, self.layout.layers[index].span]
             if index in self._outputs:
                 assert self.folded is not None
@@ -297,8 +301,8 @@ class Step:
                 assert self.folded is not None
                 self.folded.recover_in_place(self._room, frozenset(self._outputs))
                 self._outputs.clear()
-            return self._staging.complete(self._room, self._staged, self._direct, self.positions)
-        return self._staging.gather(self._staged, self.positions, self.entries)
+            return self._staging.complete(self._room, self.staged, self.direct, self.positions)
+        return self._staging.gather(self.staged, self.positions, self.entries)
 
     def _collect(self, index: int, x: Tensor) -> StagedMoments:
         if self.folded is None or index not in self.folded.indices:
@@ -320,11 +324,11 @@ class Step:
             earlier = self.frame_moments(index)
             if earlier is not None:
                 seen = Moments(earlier.positions, earlier.mean, earlier.var).merge(seen)
-                self._direct[index] = False
+                self.direct[index] = False
                 self._outputs.discard(index)
             positions = float(seen.count.flatten()[0])
             staged = StagedMoments(seen.mean.float(), seen.var.rsqrt().float())
-        self._staged[index] = staged
+        self.staged[index] = staged
         self.positions[index] = positions
         return collected
 
@@ -345,7 +349,7 @@ class Step:
 
     def _rows_at(self, index: int, items: int) -> Tensor:
         """The row of each item of a layer's leading dimension."""
-        rows = self._rows
+        rows = self.rows
         assert rows is not None
         if items == rows.shape[0]:
             return rows

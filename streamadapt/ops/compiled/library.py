@@ -149,6 +149,10 @@ class Kernels:
         """Statistics as scale and shift."""
         self.handle.sa_fill_tables(ctypes.addressof(call))
 
+    def same_words(self, words: int, known: int, count: int) -> bool:
+        """Whether `count` words, whose addresses are at `words`, are the ones at `known`."""
+        return bool(self.handle.sa_same_words(words, known, count))
+
 
 @dataclass(frozen=True)
 class Found:
@@ -183,6 +187,8 @@ def find() -> Found:
         handle.sa_run_commit.argtypes = [ctypes.c_void_p]
         handle.sa_fill_tables.restype = None
         handle.sa_fill_tables.argtypes = [ctypes.c_void_p]
+        handle.sa_same_words.restype = ctypes.c_int32
+        handle.sa_same_words.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
         made_of = handle.sa_source_digest().decode()
     except (OSError, AttributeError) as error:
         return Found(None, f"cannot be loaded ({error}); build them anew: `{REBUILD}`")

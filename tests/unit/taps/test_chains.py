@@ -208,6 +208,59 @@ def test_what_is_changed_afterwards_is_followed() -> None:
         torch.testing.assert_close(processor(frames(2)), plain(frames(2)))
 
 
+class Lists(nn.Module):
+    """Layers in lists and dictionaries, which their owner goes through itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU())
+            for _ in range(2)
+        )
+        self.convs = nn.ModuleList([nn.Conv2d(3, 3, 1)])
+        self.norms = nn.ModuleDict({"only": nn.BatchNorm2d(3)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        for stage in self.stages:
+            x = stage(x)
+        return F.relu(self.norms["only"](self.convs[0](x)) + x)
+
+
+class Decides(Lists):
+    """Cannot be traced, unlike the sequences that it calls."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for stage in self.stages:
+            x = stage(x)
+            if x.mean() > 100:
+                break
+        return F.relu(self.norms["only"](self.convs[0](x)) + x)
+
+
+@pytest.mark.parametrize("kind", [Lists, Decides])
+def test_layers_in_lists_belong_to_whoever_goes_through_them(kind: type[Lists]) -> None:
+    model = randomise(kind())
+    plain = copy.deepcopy(model)
+    with torch.no_grad(), still(model) as processor:
+
+        def same() -> None:
+            for seed in range(2):
+                torch.testing.assert_close(processor(frames(seed)), plain(frames(seed)))
+
+        taps = [layer.tap for layer in processor.describe().layers]
+        assert taps[:2] == ["compiled: BatchNorm + ReLU, in place"] * 2
+        whole = "compiled: BatchNorm + addition + ReLU, in place"
+        assert taps[2] == whole if kind is Lists else "cannot be traced" in taps[2]
+        same()
+        for one in (model, plain):
+            one.stages[0][2] = nn.Tanh()
+        same()
+        for one in (model, plain):
+            one.stages[1] = nn.Identity()
+        same()
+    assert not [one for one in model.modules() if "forward" in vars(one)]
+
+
 def test_hooks_on_what_is_taken_along_still_fire() -> None:
     model = block(CHAINS["relu module"][0])
     heard: list[str] = []

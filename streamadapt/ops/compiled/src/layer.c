@@ -238,4 +238,10 @@ void sa_fill_tables(const sa_tables *tables) {
         for (int64_t layer = 0; layer < tables->layers; layer++) run->tables(tables, row, layer);
 }
 
+int32_t sa_same_words(const int32_t *const *words, const int32_t *known, int64_t count) {
+    int32_t differ = 0; /* no early end: so the loads do not wait for one another */
+    for (int64_t k = 0; k < count; k++) differ |= *words[k] ^ known[k];
+    return !differ;
+}
+
 int64_t sa_run_commit(const sa_commit *commit) { return kernels()->commit(commit); }

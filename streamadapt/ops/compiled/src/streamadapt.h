@@ -112,6 +112,8 @@ SA_EXPORT int64_t sa_run_layer(const sa_layer *layer);
 /* 0; -2: out of memory, and nothing was changed. */
 SA_EXPORT int64_t sa_run_commit(const sa_commit *commit);
 SA_EXPORT void sa_fill_tables(const sa_tables *tables);
+/* Whether words in memory are still what they were. */
+SA_EXPORT int32_t sa_same_words(const int32_t *const *words, const int32_t *known, int64_t count);
 SA_EXPORT const char *sa_instruction_set(void);
 SA_EXPORT const char *sa_source_digest(void);
 
