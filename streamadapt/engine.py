@@ -69,6 +69,7 @@ class AdaptationEngine:
         head: the classifier head whose input is aligned, or None.
         kernels: that normalise and take moments in one pass; None: PyTorch's are used.
         model: what its layers are part of, to do in one pass with them what follows them.
+        packs: convolutions may run on packed weights, on the CPU.
         refold_every: commits from one folding of statistics into weights to the next.
 
     Attributes:
@@ -91,6 +92,7 @@ class AdaptationEngine:
         head: AlignedHead | None = None,
         kernels: Kernels | DeviceOperations | None = None,
         model: nn.Module | None = None,
+        packs: bool = False,
         refold_every: int = 8,
     ) -> None:
         self.layers = inventory.layers
@@ -127,18 +129,20 @@ class AdaptationEngine:
             measured = len(self._thresholds)
             self.tables = FusedTables(self.layers, self.layout, kernels, measured=measured)
         self.tap = ModelTap(self.layers)
-        self.tap.packs, self.tap.bound = kernels is not None, bound
+        self.tap.packs, self.tap.bound = packs, bound
         self.folded = None
         if any(layer.kind == "folded" for layer in self.layers):
             self.folded = Refolding(self.layers, self.bank, every=refold_every)
         self.binding = BufferBinding(self.layers, self.folded)
         self.owners = None
-        if self.tables is not None and model is not None:
+        packs = packs and self.device.type == "cpu"
+        if model is not None and (self.tables is not None or packs):
             self.owners = OwnerTaps(
                 model,
                 self.layers,
                 self.tap,
                 kernels=kernels if isinstance(kernels, Kernels) else None,
+                packs=packs,
                 paused=self._paused,
             )
             self.owners.install()
@@ -295,9 +299,9 @@ class AdaptationEngine:
             if correction is not None:
                 step.own = FramesOwn(statistics, self._thresholds, self.layout)
         kernels = self._kernels
+        if self.owners is not None and not torch.is_grad_enabled():
+            self.owners.look()
         if kernels is not None and not torch.is_grad_enabled():
-            if self.owners is not None:
-                self.owners.look()
             step.fused = kernels.arm(
                 step,
                 self.bank,

@@ -61,7 +61,9 @@ class StreamProcessor(Controls):
         on_event: called with every event; see `subscribe`.
         backend: `compiled` normalises and takes moments in one pass on the CPU, `triton` on CUDA;
             `hooks` looks at the layers' inputs with PyTorch's kernels and leaves the rest to the
-            layers; `auto` is the device's own where that can be done, layer by layer.
+            layers; `auto` is the device's own where that can be done, layer by layer. On the CPU
+            all but `hooks` run convolutions on packed weights where that changes no bit, which
+            takes the memory of the weights once more.
         layers: adapt only these: names, or a predicate of `(name, module)`. None: all.
         frames_per_row: how many items a layer's leading dimension has for each batch entry, for
             models that fold time or crops into the batch.
@@ -194,6 +196,7 @@ class StreamProcessor(Controls):
             guard=guard,
             domains=domains,
             kernels=kernels,
+            packs=backend != "hooks",
             refold_every=refold_every,
             adapt_every=adapt_every,
             between=between,

@@ -85,6 +85,7 @@ class Runtime:
         guard: Guard | None = None,
         domains: int = 0,
         kernels: Kernels | DeviceOperations | None = None,
+        packs: bool = False,
         refold_every: int = 8,
         adapt_every: int = 1,
         between: Builder | None = None,
@@ -106,6 +107,7 @@ class Runtime:
             head=AlignedHead.of(alignment, model, rows=max_streams, frames_per_row=frames_per_row),
             kernels=kernels,
             model=model,
+            packs=packs,
             refold_every=refold_every,
         )
         self.engine.commits.on_kernels_unavailable = lambda reason: self.outbox.post(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
+from contextlib import nullcontext
 from itertools import cycle
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +15,11 @@ from torch import Tensor, nn
 import streamadapt as sa
 from benchmarks.overhead.baselines import warm
 from benchmarks.overhead.configurations import Forward, NotAvailableError, Setting
+from streamadapt.ops.compiled import Found
 
 FRAMES_PER_SECOND = 25
 SETTLED_AFTER = 72  # frames of a stream
+FIND = "streamadapt.backends.find"  # the compiled kernels
 LEAST_BATCH = 8  # many cameras at batch 1: as one camera, and long to settle
 
 
@@ -80,15 +84,25 @@ class Cameras:
 
 
 def adapted(
-    model: nn.Module, setting: Setting, *, streams: int = 1, captured: bool = False, **options: Any
+    model: nn.Module,
+    setting: Setting,
+    *,
+    streams: int = 1,
+    captured: bool = False,
+    compiled: bool = True,
+    **options: Any,
 ) -> Forward:
-    """A `StreamProcessor`, by default as it comes, settled; with `captured` as a CUDA graph."""
+    """A `StreamProcessor`, by default as it comes, settled.
+
+    With `captured` as a CUDA graph, without `compiled` as if no compiler had been there.
+    """
     batch = setting.configuration.batch
     if streams > 1 and batch < LEAST_BATCH:
         raise NotAvailableError(f"many streams are measured from batch {LEAST_BATCH} on")
-    processor = setting.stack.enter_context(
-        sa.StreamProcessor(model, max_streams=streams, **options)
-    )
+    none = nullcontext() if compiled else patch(FIND, return_value=Found(None, "left out"))
+    with none:
+        made = sa.StreamProcessor(model, max_streams=streams, **options)
+    processor = setting.stack.enter_context(made)
     cameras = Cameras(processor, count=streams, batch=batch)
     cameras.settle(setting.batches, count=streams)
     if captured:

@@ -29,6 +29,8 @@ def variants(device: torch.device) -> dict[str, Variant]:
 
     What takes long to build comes last, because time may be limited.
     """
+    cuda = device.type == "cuda"
+    without = partial(adapted, backend="hooks") if cuda else partial(adapted, compiled=False)
     common = {
         AGAIN: _frozen(baselines.eager),
         "frozen, folded": _frozen(baselines.folded),
@@ -36,12 +38,12 @@ def variants(device: torch.device) -> dict[str, Variant]:
         "adapted, EMA": _adapted(partial(adapted, estimator=sa.estimators.EMA())),
         "adapted, synchronous": _adapted(partial(adapted, timing="synchronous")),
         MANY: _adapted(partial(adapted, streams=STREAMS)),
-        WITHOUT_KERNELS: _adapted(partial(adapted, backend="hooks")),
+        WITHOUT_KERNELS: _adapted(without),
         "train-mode BN": _peer(peers.train_mode),
         "hooks, update_stats": _peer(peers.update_stats_hooks),
         "Tent step": _peer(peers.tent),
     }
-    if device.type == "cuda":
+    if cuda:
         return common | {
             "frozen, CUDA graph": _frozen(partial(baselines.graphed, fold=False)),
             "frozen, folded, CUDA graph": _frozen(partial(baselines.graphed, fold=True)),

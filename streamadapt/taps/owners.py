@@ -35,8 +35,11 @@ class OwnerTap(ForwardTap):
         tap: ModelTap,
         traced: Traced,
         paused: Callable[[], AbstractContextManager[None]],
+        *,
+        alone: bool,
     ) -> None:
         super().__init__(traced.owner)
+        self._alone = alone
         self.tap, self.traced, self._paused = tap, traced, paused
         self.proven: bool | None = None
         self.usable = True
@@ -48,7 +51,7 @@ class OwnerTap(ForwardTap):
         if (
             torch.compiler.is_compiling()
             or step is None
-            or step.fused is None
+            or (step.fused is None and not self._alone)
             or step.thread != get_ident()
             or self.proven is False
             or not self.usable
@@ -84,7 +87,8 @@ class OwnerTaps:
         model: that they are part of.
         layers: the adaptable ones.
         tap: of the layers.
-        kernels: compiled ones; with None, convolutions run as they are.
+        kernels: compiled ones.
+        packs: convolutions may run on packed weights, also where nothing else is to be had.
         paused: a context in which the model runs as if no step were armed.
 
     Attributes:
@@ -98,12 +102,15 @@ class OwnerTaps:
         tap: ModelTap,
         *,
         kernels: Kernels | None,
+        packs: bool,
         paused: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self._tap, self._usable = tap, True
         self._packed = PackedConvolutions(kernels)
         found, self._alone = trace_chains(model, layers, fused=self._fused, packed=self._packed.add)
-        self.taps = [OwnerTap(tap, traced, paused) for traced in found]
+        self.taps = [
+            OwnerTap(tap, traced, paused, alone=kernels is None and packs) for traced in found
+        ]
         self._contents = Contents()
         for traced in found:
             self._contents.add(traced.contents)
@@ -149,8 +156,11 @@ class OwnerTaps:
     def _fused(self) -> Fused:
         """What normalises in the step that something traced is run for."""
         step = self._tap.step
-        assert step is not None and step.fused is not None
-        return step.fused
+        return _nothing if step is None or step.fused is None else step.fused
+
+
+def _nothing(*_: Any) -> None:
+    """Normalises nothing."""
 
 
 def _has_hooks(owner: nn.Module) -> bool:

@@ -8,7 +8,7 @@ input of a shape is seen, and only what gives the same, to the bit, is used for 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from operator import is_
 from typing import Any
 
@@ -20,7 +20,7 @@ from streamadapt.ops.compiled import Kernels
 from streamadapt.taps.folded import FoldedConv2d
 
 _Run = Callable[[Tensor], Tensor]
-_Words = tuple[list[int], list[int], Sequence[Tensor]]
+_Words = tuple[list[Tensor], Tensor]
 _SHAPES = 32  # of inputs that are remembered for a layer; others run as they are
 _WORDS = 8  # of each weight, looked at before every step
 _SETTINGS = ("padding", "stride", "dilation", "groups")
@@ -46,8 +46,8 @@ class PackedConvolution:
         exact: only where the result is the layer's own to the bit, strides included.
 
     Attributes:
-        words: addresses of a few words of what is packed, spread over it, what was there, and
-            tensors that keep the memory; None while nothing is packed.
+        words: a few words of what is packed, spread over it, as views and as they were; None
+            while nothing is packed.
     """
 
     def __init__(self, layer: nn.Conv2d, *, exact: bool = True) -> None:
@@ -152,21 +152,20 @@ class PackedConvolutions:
     Writing to `weight.data` leaves no trace but the values: a few of every weight are compared.
 
     Args:
-        kernels: that compare them; None: nothing is packed.
+        kernels: compare them in one call; None: PyTorch does.
     """
 
     def __init__(self, kernels: Kernels | None) -> None:
         self._kernels = kernels
         self._layers: dict[nn.Module, PackedConvolution] = {}
         self._looked: list[_Words | None] = []
+        self._views: list[Tensor] = []
+        self._words = torch.empty(0, dtype=torch.int32)
         self._addresses = np.empty(0, dtype=np.uintp)
-        self._words = np.empty(0, dtype=np.int32)
-        self._at, self._threads = (0, 0, 0), 0
+        self._threads = 0
 
     def add(self, layer: nn.Module) -> PackedConvolution | None:
         """One more, if it is one that this can be done for."""
-        if self._kernels is None:
-            return None
         found = self._layers.get(layer) or PackedConvolution.of(layer)
         if found is not None:
             self._layers[layer] = found
@@ -174,21 +173,26 @@ class PackedConvolutions:
 
     def look(self) -> None:
         """Before a step: what was written to behind PyTorch's back is packed anew."""
-        if self._kernels is None:
-            return
         words = [one.words for one in self._layers.values()]
         if len(words) != len(self._looked) or not all(map(is_, words, self._looked)):
             self._looked, there = words, [one for one in words if one is not None]
-            self._addresses = np.array([at for one, _, _ in there for at in one], dtype=np.uintp)
-            self._words = np.array([word for _, one, _ in there for word in one], dtype=np.int32)
-            count = len(self._words)
-            self._at = self._addresses.ctypes.data, self._words.ctypes.data, count
+            self._views = [view for views, _ in there for view in views]
+            self._words = torch.cat([known for _, known in there]) if there else self._words[:0]
+            addresses = [view.data_ptr() + 4 * k * step for view, k, step in _places(self._views)]
+            self._addresses = np.array(addresses, dtype=np.uintp)
         threads = torch.get_num_threads()
-        if threads == self._threads and self._kernels.same_words(*self._at):
+        if threads == self._threads and self._same():
             return
         self._threads = threads  # with others, oneDNN may choose another way
         for one in self._layers.values():
             one.forget()
+
+    def _same(self) -> bool:
+        if self._kernels is None:
+            return not self._views or torch.equal(torch.cat(self._views), self._words)
+        addresses = self._addresses
+        known = self._words.data_ptr()
+        return self._kernels.same_words(addresses.ctypes.data, known, len(addresses))
 
 
 def _pointwise(
@@ -230,14 +234,17 @@ def _prepacked(
 
 
 def _words(tensors: Sequence[Tensor]) -> _Words:
-    addresses: list[int] = []
-    words: list[int] = []
+    views = []
     for one in tensors:
         count = min(one.numel(), _WORDS)
-        step = one.numel() // count
-        addresses += [one.data_ptr() + 4 * step * k for k in range(count)]
-        words += one.view(torch.int32).as_strided((count,), (step,)).tolist()
-    return addresses, words, tensors
+        views.append(one.view(torch.int32).as_strided((count,), (one.numel() // count,)))
+    return views, torch.cat(views)
+
+
+def _places(views: Sequence[Tensor]) -> Iterator[tuple[Tensor, int, int]]:
+    for view in views:
+        for k in range(len(view)):
+            yield view, k, view.stride(0)
 
 
 def _plain(tensor: Tensor) -> bool:

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 import streamadapt as sa
-from streamadapt.ops.compiled import find
+from streamadapt.ops.compiled import Found, find
 from streamadapt.taps.packed import PackedConvolution, PackedConvolutions, ordinary
 from tests.models import randomise, residual
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN")
 
+needs_kernels = pytest.mark.skipif(find().kernels is None, reason=f"kernels: {find().problem}")
 LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 SETTINGS: dict[str, dict[str, Any]] = {
     "3x3": {"kernel_size": 3, "padding": 1},
@@ -94,10 +95,10 @@ def test_weights_that_change_are_followed() -> None:
     same(packed, layer, x)
 
 
-@pytest.mark.skipif(find().kernels is None, reason=f"kernels: {find().problem}")
-def test_what_is_written_to_data_is_followed_from_the_next_step_on() -> None:
+@pytest.mark.parametrize("kernels", [find().kernels, None])
+def test_what_is_written_to_data_is_followed_from_the_next_step_on(kernels: Any) -> None:
     layer, x = conv(), frames(2, 12, 20, 20)
-    all_packed = PackedConvolutions(find().kernels)
+    all_packed = PackedConvolutions(kernels)
     packed = all_packed.add(layer)
     assert packed is not None and packed is all_packed.add(layer) and layer.bias is not None
     for _ in range(2):
@@ -125,10 +126,6 @@ def test_a_frame_of_which_nothing_can_be_told_decides_nothing() -> None:
     assert packed(torch.full_like(x, torch.nan)) is not None and packed.words is None
     same(packed, layer, x)
     assert packed.words is not None
-
-
-def test_without_kernels_nothing_is_packed() -> None:
-    assert PackedConvolutions(None).add(conv()) is None
 
 
 def test_inputs_of_other_kinds_are_left_alone() -> None:
@@ -189,24 +186,35 @@ def test_what_cannot_be_packed() -> None:
         assert PackedConvolution.of(layer) is None
 
 
-@pytest.mark.compiled
-@pytest.mark.skipif(find().kernels is None, reason=f"kernels: {find().problem}")
 class TestInModels:
     """What is done to convolutions of an adapted model shows as it does in the model alone."""
 
     @pytest.fixture(params=LAYOUTS)
-    def pair(self, request: pytest.FixtureRequest) -> Iterator[tuple[Any, nn.Module, Any]]:
-        model = residual().to(memory_format=LAYOUTS[request.param])  # type: ignore[call-overload]
+    def layout(self, request: pytest.FixtureRequest) -> str:
+        return str(request.param)
+
+    @pytest.fixture(
+        params=[pytest.param(True, marks=[pytest.mark.compiled, needs_kernels]), False],
+        ids=["kernels", "no kernels"],
+    )
+    def pair(
+        self, layout: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    ) -> Iterator[tuple[Any, nn.Module, Any]]:
+        if not request.param:
+            monkeypatch.setattr("streamadapt.backends.find", lambda: Found(None, "left out"))
+        model = residual().to(memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
         plain = copy.deepcopy(model)
         with sa.StreamProcessor(model, estimator=sa.estimators.EMA(1e-12)) as processor:
 
             def check() -> None:
                 for seed in range(2):
-                    x = frames(3, 3, 16, 16, seed=seed, layout=request.param)
+                    x = frames(3, 3, 16, 16, seed=seed, layout=layout)
                     torch.testing.assert_close(processor(x), plain(x), rtol=1e-5, atol=1e-5)
 
             check()
+            assert "forward" in vars(model)
             yield model, plain, check
+        assert "forward" not in vars(model)
 
     def test_weights(self, pair: tuple[Any, Any, Any]) -> None:
         model, plain, check = pair
@@ -248,3 +256,16 @@ class TestInModels:
         x = frames(3, 3, 16, 16)
         with torch.autocast("cpu"):
             assert model(x).dtype == plain(x).dtype
+
+
+def test_only_who_asks_for_hooks_gets_hooks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamadapt.backends.find", lambda: Found(None, "left out"))
+    x = frames(2, 3, 16, 16)
+    for backend in ("hooks", "auto"):
+        model = residual()
+        wanted = copy.deepcopy(model)(x)
+        estimator = sa.estimators.Welford()  # the first batch is answered by the source
+        with sa.StreamProcessor(model, backend=backend, estimator=estimator) as processor:
+            assert ("forward" in vars(model)) == (backend == "auto")
+            assert torch.equal(processor(x), wanted)
+            assert {layer.tap for layer in processor.describe().layers} == {"hooks"}
