@@ -78,6 +78,7 @@ class AdaptationEngine:
             journal takes out what it has written down.
         on_displaced: called with such rows.
         commits: of steps.
+        has_phases: the estimator settles, follows and rests.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class AdaptationEngine:
             aside=estimator.aside,
         )
         self.commits = StepCommits(self.bank, estimator, kernels)
+        self.has_phases = self.commits.phase([0]) is not None
         if not bound or self.has_phases:  # a settling pass moves inputs as well
             self._verify_remappable()
         self._last_phase: float | None = None
@@ -187,11 +189,6 @@ class AdaptationEngine:
         """Those that normalise where the model is now; None: there are none."""
         tables = self.tables
         return None if tables is None or not tables.serves(self.device) else tables
-
-    @property
-    def has_phases(self) -> bool:
-        """Whether the estimator settles, follows and rests."""
-        return self.commits.phase([0]) is not None
 
     @property
     def needs_arming(self) -> bool:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
+import torch._inductor.config as inductor
 from torch import Tensor, nn
 
 from streamadapt.between.builder import Builder, ordinary_copy
+
+_FREEZING = threading.Lock()  # of several builds each would take back what the other had set
 
 
 def inductor_frozen(example: Tensor, *, moved: float = 0.003) -> Builder:
@@ -24,14 +28,18 @@ def inductor_frozen(example: Tensor, *, moved: float = 0.003) -> Builder:
 
     def build(model: nn.Module) -> Any:
         # Graphs of a former build are let go with its function; they share no cache.
-        compiled = torch.compile(model, fullgraph=True, dynamic=False, options={"freezing": True})
+        compiled = torch.compile(model, fullgraph=True, dynamic=False)
 
         def run(frames: Tensor) -> Any:
             # Compiled for tensors like the example: an inference tensor would compile it anew.
             with torch.inference_mode(False), torch.no_grad():
                 return compiled(_ordinary(frames))
 
-        run(example)
+        # Where it is given to `torch.compile` as an option, it comes too late for weights to become
+        # constants. It is everybody's while this is compiled: others are frozen as well, which
+        # changes answers of nobody who leaves the weights alone.
+        with _FREEZING, inductor.patch(freezing=True):
+            run(example)
         return run
 
     return Builder(build, name="inductor_frozen", example=example, moved=moved)
