@@ -5,6 +5,8 @@ PYTEST_ARGS ?=
 # What the overhead benchmark of `make gpu` has; kernel tests and benchmarks come before it.
 GPU_MINUTES ?= 5
 ARGS ?=
+# Processes that tests run in, each on one thread.
+WORKERS ?= 2
 # Another index for PyTorch alone, for example
 # make demo TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
 TORCH_INDEX_URL ?=
@@ -40,16 +42,17 @@ help:
 	@echo '           VENV=$(VENV)   where the virtual environment is made'
 	@echo '           TORCH_INDEX_URL=URL   where PyTorch comes from, for example a CPU-only index'
 	@echo '           ARGS, PYTEST_ARGS   passed to the demo and to the overhead benchmark, to pytest'
+	@echo '           WORKERS=$(WORKERS)   processes that the tests run in'
 	@echo '           GPU_MINUTES=$(GPU_MINUTES)   what the overhead benchmark of make gpu may take'
 
 demo: $(DEMO_STAMP)
 	$(VENV)/bin/streamadapt demo $(ARGS)
 
 test: $(DEV_STAMP)
-	$(VENV)/bin/python -m pytest -q $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest -q -n $(WORKERS) $(PYTEST_ARGS)
 
 check: lint
-	$(VENV)/bin/python -m pytest -q -m 'not slow and not realdata' $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest -q -n $(WORKERS) -m 'not slow and not realdata' $(PYTEST_ARGS)
 
 lint: $(DEV_STAMP)
 	$(VENV)/bin/python -m ruff format --check

@@ -27,6 +27,7 @@ DOCUMENTS = (
     "docs/choosing-an-estimator.md",
     "docs/design.md",
     "docs/detecting-drift.md",
+    "docs/folded.md",
     "docs/guarding.md",
     "docs/journal.md",
     "docs/paper.md",
@@ -75,6 +76,47 @@ def kernels() -> str:
     )
 
 
+def duty() -> str:
+    """What a duty cycle costs beside the fastest frozen engine."""
+    content = _load("duty.json")
+    every, rows = content["arguments"]["every"], content["results"]["rows"]
+    cases = dict.fromkeys((row["model"], row["batch"]) for row in rows)
+    body = []
+    for model, batch in cases:
+        of = {row["variant"]: row for row in rows if (row["model"], row["batch"]) == (model, batch)}
+        engine = next(iter(of.values()))["reference"]
+        same = f"1 in {every}, resting, in between {engine}"
+        columns = (
+            same,
+            f"1 in {every}, following, in between {engine}",
+            f"1 in {every}, resting, in between onednn",
+            f"{same}, folded",
+            "every batch, resting",
+            "frozen again (A/A)",
+        )
+        cells = [f"{of[one]['ratio']['median']:.2f}" if one in of else "" for one in columns]
+        slowest = f"{of[same]['slowest_of_cycle']:.2f}"
+        body.append([f"{overhead.NAMES[model]}, {batch}", engine, *cells[:1], slowest, *cells[1:]])
+    header = [
+        "network, batch",
+        "fastest frozen",
+        f"1 in {every}",
+        "its slowest batch",
+        "following",
+        "`onednn` in between",
+        "folded",
+        "every batch",
+        "A/A",
+    ]
+    hardware, spin = content["hardware"], content["arguments"]["GOMP_SPINCOUNT"]
+    return markdown(header, body) + (
+        f"\n\nMean step time of a cycle of {every} batches over that of the fastest frozen engine, "
+        f"fp32 on {hardware['torch_threads']} threads of {_cpu(hardware['cpu'])}, with "
+        f"`GOMP_SPINCOUNT={spin}`. In between the same engine answers where nothing else is said; "
+        "the model is in channels-last layout and not folded, but for one column."
+    )
+
+
 def severities() -> str:
     """What AdaBN takes away of the error of each corruption, by severity."""
     found = _load("adaptation-severities.json")["results"]
@@ -109,6 +151,7 @@ SECTIONS = {
     "overhead": overhead.overhead,
     "kernels": kernels,
     "journal": journal,
+    "duty": duty,
     "severities": severities,
     **adaptation.SECTIONS,
     **detection.SECTIONS,

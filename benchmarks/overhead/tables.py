@@ -12,7 +12,7 @@ from benchmarks.overhead.variants import ADAPTED, AGAIN, GRAPH, MANY, MANY_GRAPH
 from benchmarks.record import RESULTS, markdown, table
 
 Row = dict[str, Any]
-_MODELS = {
+NAMES = {
     "resnet18": "ResNet-18",
     "resnet50": "ResNet-50",
     "mobilenet_v2": "MobileNetV2",
@@ -111,7 +111,7 @@ def section(content: dict[str, Any]) -> str:
     groups: dict[tuple[Any, ...], dict[str, Row]] = {}
     for row in rows:
         groups.setdefault(key(row), {})[row["variant"]] = row
-    models = list(_MODELS)
+    models = list(NAMES)
     ordered = sorted(groups, key=lambda one: (models.index(one[0]), one[1], one[2:]))
     columns = {
         name: title
@@ -155,7 +155,7 @@ def _spans(
             rows = [groups[one].get(variant, {}) for one in ordered if one[0] == model]
             costs = [ratio(row) for row in rows if "ratio" in row]
             if costs:
-                found.append(f"{min(costs):.2f} to {max(costs):.2f} on {_MODELS[model]}")
+                found.append(f"{min(costs):.2f} to {max(costs):.2f} on {NAMES[model]}")
         return found
 
     models = list(dict.fromkeys(one[0] for one in ordered))
@@ -234,7 +234,7 @@ def _memory(rows: Sequence[Row], *, cuda: bool) -> str:
 
 def _named(one: tuple[Any, ...], *, cuda: bool) -> str:
     model, batch, layout, dtype, _ = one
-    return f"{_MODELS[model]}, {batch}, {layout}" + (f", {_precision(dtype)}" if cuda else "")
+    return f"{NAMES[model]}, {batch}, {layout}" + (f", {_precision(dtype)}" if cuda else "")
 
 
 def _half(rows: Sequence[Row]) -> str:

@@ -17,8 +17,8 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from streamadapt.errors import UnsupportedModelError
-from streamadapt.taps.chains import owners_of
 from streamadapt.taps.folded import FOLDED_TYPES, FoldedAway, FoldedLayer, folded_layer
+from streamadapt.taps.graphs import owners_of
 from streamadapt.taps.inventory import AdaptableLayer, take_inventory
 
 _RTOL = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 2e-1}

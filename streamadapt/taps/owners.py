@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from streamadapt.ops.compiled import Kernels
-from streamadapt.taps.chains import Fused, Traced, trace_chains
+from streamadapt.taps.chains import Traced, trace_chains
 from streamadapt.taps.contents import Contents
 from streamadapt.taps.hooks import ForwardTap, ModelTap
 from streamadapt.taps.inventory import AdaptableLayer
 from streamadapt.taps.packed import PackedConvolutions, ordinary
+from streamadapt.taps.program import Fused
 
 
 class OwnerTap(ForwardTap):
