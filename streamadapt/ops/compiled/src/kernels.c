@@ -13,7 +13,12 @@
 #include <stddef.h>
 
 enum {
-    CHUNK = 512,      /* elements of a plane that are added up in fp32 */
+    CHUNK = 2048,     /* elements of a plane that are added up in fp32 */
+#ifdef __AVX512F__
+    BESIDE = 4,       /* sums of it that grow beside one another */
+#else
+    BESIDE = 2,
+#endif
     ROUND = 128,      /* positions of which the same is done */
     TILE_BYTES = 1 << 13,
     LEAST_TILE = 8,   /* positions */
@@ -93,15 +98,17 @@ INLINE void plane(
     } while (0)
     for (int64_t start = 0; start < whole; start += CHUNK) {
         int64_t stop = whole - start < CHUNK ? whole : start + CHUNK, i = start;
-        f16 s0 = {0}, s1 = {0}, q0 = {0}, q1 = {0};
-        for (; i + 2 * SA_LANES <= stop; i += 2 * SA_LANES) {
-            ONE(i, s0, q0);
-            ONE(i + SA_LANES, s1, q1);
-        }
-        if (i < stop) ONE(i, s0, q0);
+        f16 s[BESIDE] = {{0}}, q[BESIDE] = {{0}};
+        for (; i + BESIDE * SA_LANES <= stop; i += BESIDE * SA_LANES)
+            for (int u = 0; u < BESIDE; u++) ONE(i + u * SA_LANES, s[u], q[u]);
+        for (; i < stop; i += SA_LANES) ONE(i, s[0], q[0]);
         if (sums) {
-            sum += folded(s0 + s1);
-            squares += folded(q0 + q1);
+            for (int u = 1; u < BESIDE; u++) {
+                s[0] += s[u];
+                q[0] += q[u];
+            }
+            sum += folded(s[0]);
+            squares += folded(q[0]);
         }
     }
 #undef ONE
@@ -136,6 +143,8 @@ static void any_plane(
     else plane(x, y, NULL, n, scale, shift, low, high, 0, NULL);
 }
 
+#include "small.h"
+
 static float middle_of(const float *x, int64_t n) { return n < SA_LANES ? x[0] : mean_of(load(x)); }
 
 static void planes(const sa_layer *layer, int64_t frame, int64_t first, int64_t last, int what) {
@@ -144,6 +153,10 @@ static void planes(const sa_layer *layer, int64_t frame, int64_t first, int64_t 
     int apply = what & SA_APPLY, dtype = layer->dtype;
     const float *scale = apply ? layer->scale + row * layer->row_stride : NULL;
     const float *shift = apply ? layer->shift + row * layer->row_stride : NULL;
+#ifdef __AVX512F__
+    if (n <= SMALL && dtype == SA_FLOAT32 && (what & SA_MOMENTS))
+        first = small_planes(layer, frame, first, last, apply);
+#endif
     for (int64_t c = first; c < last; c++) {
         int64_t at = (frame * layer->channels + c) * n;
         float a = apply ? scale[c] : 0.0f, b = apply ? shift[c] : 0.0f, middle = 0.0f;

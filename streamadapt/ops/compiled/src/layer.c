@@ -194,6 +194,7 @@ int64_t sa_run_layer(const sa_layer *layer) {
     } else {
         int64_t bytes = positions * sizes[layer->dtype];
         j.block = 1 + (UNIT_BYTES - 1) / bytes;
+        if (j.block > 16) j.block = (j.block + 15) / 16 * 16; /* sixteen go together */
         j.blocks = (channels + j.block - 1) / j.block;
     }
     uint8_t few[64], *far = few;

@@ -7,6 +7,10 @@
 
 #include <string.h>
 
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
 #define JOINED(a, b) a##_##b
 #define NAMED(a, b) JOINED(a, b)
 #define QUOTED(a) #a
@@ -69,8 +73,12 @@ INLINE f16 choose(i16 where, f16 one, f16 other) {
 
 /* NaN stays NaN. */
 INLINE f16 clamped(f16 y, f16 low, f16 high) {
+#ifdef __AVX512F__ /* of two of which one is NaN, or which are both zero, these take the second */
+    return (f16)_mm512_min_ps((__m512)high, _mm512_max_ps((__m512)low, (__m512)y));
+#else
     y = choose(y < low, low, y);
     return choose(y > high, high, y);
+#endif
 }
 
 INLINE f8 clamped8(f8 y, f8 low, f8 high) {
