@@ -9,6 +9,7 @@ from streamadapt.moments import Moments
 from streamadapt.offline import adabn
 from streamadapt.processor import StreamProcessor
 from streamadapt.profile import SourceProfile
+from streamadapt.store import FileStore
 from streamadapt.taps import fold
 
 try:
@@ -17,6 +18,7 @@ except PackageNotFoundError:  # run from a checkout that is not installed
     __version__ = "0+unknown"
 
 __all__ = [
+    "FileStore",
     "Guard",
     "Moments",
     "SourceProfile",

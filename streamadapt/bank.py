@@ -64,8 +64,18 @@ class RowCompanion(Protocol):
     def reset(self, rows: Sequence[int] | range) -> None:
         """Put rows back on the source."""
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the arrays that one stream's state can be written down as, by name."""
+
     def capture(self, rows: Sequence[int]) -> Any:
-        """A copy of rows, with a `take(rows)` like `RowState`'s."""
+        """A copy of rows, with a `take(rows)` like `RowState`'s.
+
+        With one row, its `arrays()` are those of `shapes`.
+        """
+
+    def of_arrays(self, arrays: Mapping[str, Tensor]) -> Any:
+        """What `capture` of one row gave, from its arrays."""
 
     def restore(self, rows: Sequence[int], saved: Any) -> None:
         """Put a copy back."""
@@ -199,6 +209,11 @@ class StatisticsBank(Tallied):
             self.source[1] = 1.0
             self.tallies = torch.zeros(rows, self.columns.width, dtype=torch.float64, device=device)
             self.set_source(source)
+
+    @property
+    def has_aside(self) -> bool:
+        """Whether there is a second mean and variance."""
+        return self._aside is not None
 
     @property
     def device(self) -> torch.device:

@@ -82,6 +82,8 @@ class Controls(Readings):
                 state = saved.select(streams)
                 with runtime.state_lock:
                     runtime.engine.restore(runtime.rows(streams), state)
+            if runtime.keeping is not None:
+                runtime.keeping.moved(streams)
             runtime.guard.released(runtime.rows(streams))
             runtime.worlds.forget(runtime.rows(streams))
             runtime.post(ev.RolledBack(step=runtime.steps, to=name, streams=streams, reason=reason))
@@ -187,6 +189,8 @@ class Controls(Readings):
                 row = runtime.streams.remove(stream)
                 runtime.engine.reset([row])
                 runtime.forget(row)
+                if runtime.keeping is not None:
+                    runtime.keeping.forget(runtime.steps, stream, row)
             runtime.post(ev.StreamDropped(step=runtime.steps, stream=stream, evicted=False))
 
     @property
@@ -203,6 +207,7 @@ class Controls(Readings):
             runtime.prepare()
             if mode == runtime.mode:
                 return
+            runtime.keep_all()
             with runtime.state_lock:
                 # Moments measured under source statistics are never installed in all layers.
                 runtime.engine.reset(range(runtime.max_streams))

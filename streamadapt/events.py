@@ -298,6 +298,41 @@ class StreamDropped(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StateSaved(Event):
+    """A stream's statistics are in the store."""
+
+    stream: Hashable
+    generation: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateResumed(Event):
+    """A stream goes on with statistics from the store; generation 0 was still on its way there."""
+
+    stream: Hashable
+    generation: int
+    saved_step: int
+    age_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateRefused(Event):
+    """Something that the store has of a stream was not used."""
+
+    stream: Hashable
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreFailed(Event):
+    """A stream's statistics could not be saved; it is tried again."""
+
+    stream: Hashable
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class SnapshotTaken(Event):
     """State was copied under a name."""
 

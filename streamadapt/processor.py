@@ -27,6 +27,7 @@ from streamadapt.outbox import EventHandler
 from streamadapt.profile import SourceProfile
 from streamadapt.runtime import Mode, Runtime
 from streamadapt.stepping import Call, Stepper
+from streamadapt.store import FileStore
 from streamadapt.streams import WhenFull
 from streamadapt.taps import fingerprint_of, take_inventory
 from streamadapt.taps.inventory import LayerFilter
@@ -91,6 +92,8 @@ class StreamProcessor(Controls):
             `sa.between`, or a function from a plain model, folded, to what answers like it. It is
             built in the background, again when statistics have moved; until then, and with grad
             enabled, the adapted model answers.
+        store: a folder, or a `FileStore`, to keep every stream's statistics in: now and then, when
+            it loses its row, and at the end. A stream that comes back goes on with them.
         clock: seconds; the camera time of frames without `pts_seconds`.
 
     Raises:
@@ -134,6 +137,7 @@ class StreamProcessor(Controls):
         refold_every: int | None = None,
         adapt_every: int = 1,
         between: Builder | Build | None = None,
+        store: FileStore | str | os.PathLike[str] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         estimator = Restarting() if estimator is None else estimator
@@ -167,6 +171,8 @@ class StreamProcessor(Controls):
             )
         if isinstance(journal, str | os.PathLike):
             journal = Journal(os.fspath(journal))
+        if isinstance(store, str | os.PathLike):
+            store = FileStore(store)
         inventory = take_inventory(model, layers=layers)
         inventory.require_adaptable()
         for layer in inventory.layers:
@@ -200,6 +206,7 @@ class StreamProcessor(Controls):
             refold_every=refold_every,
             adapt_every=adapt_every,
             between=between,
+            store=store,
             clock=clock,
         )
         if problem is not None:
@@ -286,7 +293,7 @@ class StreamProcessor(Controls):
             )
 
     def flush(self) -> None:
-        """Wait for the device, the engine in between and the journal.
+        """Save all streams, and wait for the device, the engine in between, journal and store.
 
         Delivers the events that are still on their way.
         """
@@ -298,6 +305,9 @@ class StreamProcessor(Controls):
                 runtime.between.wait(runtime.steps)
             if runtime.recorder is not None:
                 runtime.recorder.flush()
+            if runtime.keeping is not None:
+                runtime.keep_all()
+                runtime.keeping.flush(runtime.steps)
             runtime.outbox.deliver()
 
     def unwrap(self) -> nn.Module:
@@ -308,6 +318,7 @@ class StreamProcessor(Controls):
                 runtime.reconcile()
                 with runtime.state_lock:
                     runtime.readouts.flush()
+                    runtime.keep_all()
                     runtime.engine.close()
                     runtime.drift.close()
                     runtime.captures.clear()
@@ -317,7 +328,9 @@ class StreamProcessor(Controls):
                 runtime.post(ev.Unwrapped(step=runtime.steps))
                 if runtime.recorder is not None:
                     runtime.recorder.close(runtime.steps)
-                    runtime.outbox.deliver()
+                if runtime.keeping is not None:
+                    runtime.keeping.close(runtime.steps)
+                runtime.outbox.deliver()
         return runtime.model
 
     def __enter__(self) -> StreamProcessor:

@@ -37,6 +37,7 @@ from streamadapt.events import (
 from streamadapt.guard.settings import Guard
 from streamadapt.guarding import GuardBook
 from streamadapt.journal import Journal, Recorder
+from streamadapt.keeping import Keeping
 from streamadapt.ledger import Ledger
 from streamadapt.ops.compiled import Kernels
 from streamadapt.ops.device import DeviceOperations
@@ -46,6 +47,7 @@ from streamadapt.readout import Readouts
 from streamadapt.settling import PhaseBook
 from streamadapt.snapshots import SnapshotRing
 from streamadapt.steplock import StepLock
+from streamadapt.store import FileStore
 from streamadapt.streams import DEFAULT_STREAM, Admission, StreamRows, WhenFull
 from streamadapt.taps import Inventory
 from streamadapt.watching import DriftBook
@@ -89,6 +91,7 @@ class Runtime:
         refold_every: int = 8,
         adapt_every: int = 1,
         between: Builder | None = None,
+        store: FileStore | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.model = model
@@ -183,12 +186,28 @@ class Runtime:
                 mode=lambda: self.mode,
             )
         )
+        self.keeping = None if store is None else self._begin_keeping(store, clock)
         self.step_lock = StepLock()
         self.state_lock = threading.RLock()
         self.frozen = False
         self.closed = False
         self.steps = 0
         self.newest_pts: dict[int, float] = {}
+
+    def _begin_keeping(self, store: FileStore, clock: Callable[[], float]) -> Keeping:
+        try:
+            return Keeping(
+                store,
+                engine=self.engine,
+                outbox=self.outbox,
+                trouble=self.ledger.trouble,
+                clock=clock,
+            )
+        except BaseException:
+            if self.recorder is not None:
+                self.recorder.close(0)
+            self.engine.close()  # the model is as it was
+            raise
 
     def _displaced(self, rows: Iterable[int]) -> None:
         rows = list(rows)
@@ -271,6 +290,8 @@ class Runtime:
         self.profile = None  # it was of the source that is gone
         self.domains.forget(range(self.max_streams))  # and so were they
         self.worlds.source_replaced()
+        if self.keeping is not None:
+            self.keeping.source_replaced()
         dropped = self.snapshots.clear()
         for name in dropped:
             self.outbox.post(SnapshotDropped(step=self.steps, name=name, reason="source_replaced"))
@@ -287,6 +308,8 @@ class Runtime:
             What takes it back, evicted rows included, if the forward raises.
         """
         with self.state_lock:
+            if self.keeping is not None:
+                self.keeping.require_names(admission.new)
             saved = self.streams.save()
             fresh = [admission.rows[admission.streams.index(s)] for s in admission.new]
             displaced = [saved[stream] for stream in admission.evicted]
@@ -297,9 +320,16 @@ class Runtime:
                 self.guard.owners_changed(fresh)
                 self.domains.forget(fresh)
                 self.worlds.forget(fresh)
+            if self.keeping is not None and self.mode == "adapt":
+                if kept is not None:
+                    self.keeping.put(self.steps, admission.evicted, kept)
+                for stream, row in zip(admission.new, fresh, strict=True):
+                    self.keeping.resume(stream, row)
 
         def undo() -> None:
             with self.state_lock:
+                if self.keeping is not None:
+                    self.keeping.undo(admission.new)
                 self.streams.load(saved)
                 if kept is not None:
                     self.engine.restore(displaced, kept)
@@ -310,10 +340,23 @@ class Runtime:
         """Tell of streams that came and went, once it is certain, and start their books anew."""
         for stream in admission.evicted:
             self.outbox.post(StreamDropped(step=self.steps, stream=stream, evicted=True))
+            if self.keeping is not None:
+                self.keeping.gone(stream)
         for stream in admission.new:
             row = admission.rows[admission.streams.index(stream)]
             self.ledger.forget(row)
             self.outbox.post(StreamAdmitted(step=self.steps, stream=stream, row=row))
+            if self.keeping is not None:
+                self.keeping.announce(self.steps, stream)
+
+    def keep_all(self) -> None:
+        """Hand all streams that changed to the store."""
+        if self.keeping is None or self.mode != "adapt":
+            return
+        streams = self.keeping.changed(self.streams.streams)
+        if streams:
+            with self.state_lock:
+                self.keeping.put(self.steps, streams, self.engine.bank.capture(self.rows(streams)))
 
     def chosen(self, stream: Hashable | None) -> tuple[Hashable, ...]:
         """The named stream, or all; before the first frame, the default one."""

@@ -155,6 +155,9 @@ class Stepper:
                     if runtime.timing == "synchronous" and runtime.mode == "adapt":
                         output = again
             runtime.drift.export(runtime.steps, call.frames, where)
+            if committed is not None and runtime.keeping is not None and runtime.mode == "adapt":
+                with runtime.state_lock:
+                    runtime.keeping.stepped(runtime.steps, admission.streams, where.rows)
             if runtime.between is not None and runtime.mode == "adapt":
                 self._look_between(idle)
             watch.mark()

@@ -186,7 +186,14 @@ def _about(content: dict[str, Any], rows: Sequence[Row], *, cuda: bool, has_best
         f"A second copy of the frozen model came out at {min(floors):.2f} to {max(floors):.2f}, "
         "which is the noise floor. Adapted is the default as it comes, at rest"
     )
-    text += "." if cuda else ", with compiled kernels where nothing else is said."
+    text += (
+        "."
+        if cuda
+        else (
+            ": compiled kernels where nothing else is said, and convolutions on packed weights, "
+            "which the frozen model in eager mode has not."
+        )
+    )
     if has_best:
         text += (
             " The best frozen one is the fastest of what can be had when BatchNorm is folded into "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from streamadapt.alignment.source import Coral
 from streamadapt.transfer import upload
 
 _LARGEST = 1e37  # variances up to it leave every covariance finite in fp32 (Cauchy-Schwarz)
+_NAMES = ("alignment mean", "alignment covariance", "alignment map", "alignment waiting")
 _GROWTH = 1e4  # the target's covariance may be so many times the source's in norm
 
 
@@ -35,6 +36,12 @@ class AlignmentState:
             self.excess[index],
             tuple(self.waiting[row] for row in rows),
         )
+
+    def arrays(self) -> dict[str, Tensor]:
+        """Its first row, as tensors to be written down."""
+        waiting = torch.tensor(self.waiting[:1], dtype=torch.float64)
+        tensors = (self.mean[0], self.covariance[0], self.excess[0], waiting)
+        return dict(zip(_NAMES, tensors, strict=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +97,17 @@ class AlignmentRows:
         """Bytes of state that one stream costs."""
         parts = (self.mean, self.covariance, self.excess)
         return sum(part.element_size() * part[0].numel() for part in parts)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """See `RowCompanion`."""
+        parts = (self.mean, self.covariance, self.excess)
+        return dict(zip(_NAMES, [*(tuple(one.shape[1:]) for one in parts), (1,)], strict=True))
+
+    def of_arrays(self, arrays: Mapping[str, Tensor]) -> AlignmentState:
+        """See `RowCompanion`."""
+        mean, covariance, excess, waiting = (arrays[name] for name in _NAMES)
+        return AlignmentState(mean[None], covariance[None], excess[None], (int(waiting[0]),))
 
     # Reading -----------------------------------------------------------------------------------
 

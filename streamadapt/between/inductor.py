@@ -6,7 +6,6 @@ import threading
 from typing import Any
 
 import torch
-import torch._inductor.config as inductor
 from torch import Tensor, nn
 
 from streamadapt.between.builder import Builder, ordinary_copy
@@ -27,6 +26,8 @@ def inductor_frozen(example: Tensor, *, moved: float = 0.003) -> Builder:
     example = ordinary_copy(example)
 
     def build(model: nn.Module) -> Any:
+        import torch._inductor.config as inductor  # the compiler comes with it
+
         # Graphs of a former build are let go with its function; they share no cache.
         compiled = torch.compile(model, fullgraph=True, dynamic=False)
 

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from streamadapt.errors import one_line
-from streamadapt.journal.folder import FolderLock
 from streamadapt.journal.format import Header
 from streamadapt.journal.record import Payload, encode_record
 from streamadapt.journal.settings import Journal
 from streamadapt.journal.writer import FileWriter
+from streamadapt.locking import FolderLock
 
 _SYNC_SECONDS = 5.0
 _COLLECT_SECONDS = 0.2
@@ -34,7 +34,7 @@ class BackgroundWriter:
 
     def __init__(self, journal: Journal) -> None:
         folder = Path(journal.folder)
-        self._lock = FolderLock(folder)
+        self._lock = FolderLock(folder, argument="journal")
         self._writer = FileWriter(
             folder, max_file_bytes=journal.max_file_bytes, max_files=journal.max_files
         )

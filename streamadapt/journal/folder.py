@@ -8,10 +8,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from streamadapt.errors import ConfigurationError
 from streamadapt.journal.format import MAGIC
 
-LOCK_NAME = "journal.lock"
 _NAME = re.compile(r"journal-(\d{6,})\.saj")
 
 
@@ -43,49 +41,6 @@ def prune(folder: Path, *, keep: int, current: Path) -> None:
     for path in own[:-keep]:
         if path != current:
             path.unlink(missing_ok=True)
-
-
-class FolderLock:
-    """Keeps a folder for one processor; the system lets go of it when the process ends.
-
-    Args:
-        folder: made if it is not there.
-
-    Raises:
-        ConfigurationError: another processor writes there, or nobody can.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        import fcntl  # not on every system, and needed by nothing else
-
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-            self._descriptor = os.open(folder / LOCK_NAME, flags, 0o644)
-        except OSError as error:
-            raise ConfigurationError(
-                f"No journal can be kept in {folder}: {error.strerror}. Choose another folder for "
-                "`journal`."
-            ) from error
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._descriptor)
-            taken = isinstance(error, BlockingIOError)
-            raise ConfigurationError(
-                f"Another processor keeps its journal in {folder}. Give each a folder of its own."
-                if taken
-                else f"{folder} cannot be locked: {error.strerror}. Choose a folder on another "
-                "file system for `journal`."
-            ) from error
-
-    def release(self) -> None:
-        """Let another processor have the folder."""
-        import fcntl
-
-        # Said outright: a child process that was forked meanwhile may hold the same lock.
-        fcntl.flock(self._descriptor, fcntl.LOCK_UN)
-        os.close(self._descriptor)
 
 
 def _numbered(folder: Path) -> Iterator[tuple[int, Path]]:

@@ -24,6 +24,7 @@ _Words = tuple[list[Tensor], Tensor]
 _SHAPES = 32  # of inputs that are remembered for a layer; others run as they are
 _WORDS = 8  # of each weight, looked at before every step
 _SETTINGS = ("padding", "stride", "dilation", "groups")
+_onednn_enabled: Callable[[], bool] = getattr(torch._C, "_get_mkldnn_enabled", lambda: True)
 
 
 def ordinary() -> bool:
@@ -31,7 +32,7 @@ def ordinary() -> bool:
     return (
         not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
-        and torch._C._get_mkldnn_enabled()
+        and _onednn_enabled()
         and torch._C._get_tracing_state() is None
         and not torch._C._len_torch_dispatch_stack()
         and torch._C._functorch.peek_interpreter_stack() is None

@@ -25,8 +25,8 @@ ROOT = "streamadapt"
 # Each module may import from its own layer and from those above it in this list. `streamadapt`
 # itself, which only hands names on, has a place of its own; `testing` may import anything.
 LAYERS = (
-    {"errors", "events", "fingerprint", "layout", "moments", "profile", "transfer"},
-    {"bank", "ops", "streams"},
+    {"errors", "events", "fingerprint", "layout", "locking", "moments", "profile", "transfer"},
+    {"bank", "ops", "store", "streams"},
     {"alignment", "drift", "estimators", "guard", "taps"},
     {
         "acting",
@@ -43,6 +43,7 @@ LAYERS = (
         "engine",
         "guarding",
         "journal",
+        "keeping",
         "ledger",
         "outbox",
         "parts",
@@ -86,6 +87,7 @@ def test_all_is_the_sorted_public_surface() -> None:
 
 def test_the_surface_is_what_the_documentation_promises() -> None:
     assert sa.__all__ == [
+        "FileStore",
         "Guard",
         "Moments",
         "SourceProfile",
