@@ -137,7 +137,7 @@ class AdaptationEngine:
             self.folded = Refolding(self.layers, self.bank, every=refold_every)
         self.binding = BufferBinding(self.layers, self.folded)
         self.owners = None
-        packs = packs and self.device.type == "cpu"
+        packs = packs and self.device.type == "cpu" and not isinstance(kernels, DeviceOperations)
         if model is not None and (self.tables is not None or packs):
             self.owners = OwnerTaps(
                 model,

@@ -174,6 +174,8 @@ class PackedConvolutions:
 
     def look(self) -> None:
         """Before a step: what was written to behind PyTorch's back is packed anew."""
+        if not ordinary():
+            return  # nothing runs on packed weights then
         words = [one.words for one in self._layers.values()]
         if len(words) != len(self._looked) or not all(map(is_, words, self._looked)):
             self._looked, there = words, [one for one in words if one is not None]
