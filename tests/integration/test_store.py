@@ -352,7 +352,7 @@ for _ in range(int(sys.argv[2])):
     assert (found.state.statistics == number).all()
     written += number - newest
     newest, there = number, store.generations("a")
-    assert len(there) <= 4, there
+    assert len(there) <= 8, there  # a kill may come before the oldest went, several times on end
     beside = [name for name in os.listdir(there[0].path.parent) if name.endswith(".tmp")]
     assert len(beside) <= 1, beside
     unfinished += len(beside)
