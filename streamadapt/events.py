@@ -326,7 +326,7 @@ class StateRefused(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class StoreFailed(Event):
-    """A stream's statistics could not be saved; it is tried again."""
+    """A stream's statistics could not be saved; tried again while it has a row, else lost."""
 
     stream: Hashable
     error: str

@@ -22,6 +22,7 @@ from streamadapt.store.writer import BackgroundWriter
 
 _WAITING = 64  # streams whose state is on its way to the disk
 _CLOSE_SECONDS = 30.0
+_ROOM_SECONDS = 5.0  # that a step may wait for a disk, where it would lose a stream otherwise
 
 
 class Keeping:
@@ -166,9 +167,7 @@ class Keeping:
                     )
                 )
             else:
-                self._changed.add(stream)
-                self._trouble["store"] = f"the state of {stream!r} was not saved: {problem}"
-                self._outbox.post(StoreFailed(step=step, stream=stream, error=problem))
+                self._failed(step, stream, problem)
 
     def flush(self, step: int) -> None:
         """Wait until everything handed over is on the disk."""
@@ -195,9 +194,22 @@ class Keeping:
         if self._off:
             return
         name, saved_at = stream_name(stream), time.time()
-        if self._writer.put(name, lambda: self._as_state(name, rows, step, saved_at), wait=wait):
+        taken = self._writer.put(
+            name,
+            lambda: self._as_state(name, rows, step, saved_at),
+            wait_seconds=_ROOM_SECONDS if wait else 0.0,
+        )
+        if taken:
             self._saved[stream] = self._clock()
             self._changed.discard(stream)
+        elif wait:
+            self._failed(step, stream, f"{_WAITING} streams wait for the disk already")
+
+    def _failed(self, step: int, stream: Hashable, problem: str) -> None:
+        if stream in self._saved:  # it has a row, and its turn comes again
+            self._changed.add(stream)
+        self._trouble["store"] = f"the state of {stream!r} was not saved: {problem}"
+        self._outbox.post(StoreFailed(step=step, stream=stream, error=problem))
 
     def _problem(self, state: StreamState) -> str | None:
         """Why a state cannot be used, or None."""
@@ -209,8 +221,12 @@ class Keeping:
                 f"frames were prepared otherwise ({state.preprocessing!r}, now "
                 f"{self._store.preprocessing!r})"
             )
-        if state.estimator != self._estimator or state.columns != self._columns:
-            return f"it was made by {state.estimator}, and this is {self._estimator}"
+        ours = self._estimator, self._columns, self._fields
+        if (state.estimator, state.columns, state.fields) != ours:
+            return (
+                f"it was made by {state.estimator}, and this is {self._estimator}, or one with "
+                "other values of its own"
+            )
         wanted = {} if bank.companion is None else bank.companion.shapes
         if wanted != {name: one.shape for name, one in state.further.items()}:
             return "the features of the classifier's head were aligned otherwise, or not at all"

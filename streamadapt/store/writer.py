@@ -35,23 +35,24 @@ class BackgroundWriter:
         self._thread = threading.Thread(target=self._run, name="streamadapt-store", daemon=True)
         self._thread.start()
 
-    def put(self, stream: Stream, make: Make, *, wait: bool) -> bool:
+    def put(self, stream: Stream, make: Make, *, wait_seconds: float) -> bool:
         """Hand a state over; it takes the place of one of its stream that waits.
 
         Args:
             stream: whose.
             make: makes it, in the thread.
-            wait: for room, where as many streams wait as may.
+            wait_seconds: for room, at most, where as many streams wait as may.
 
         Returns:
             Whether it was taken.
         """
         with self._changed:
             if stream not in self._waiting:
-                if wait:
-                    self._changed.wait_for(self._has_room)
-                if not self._has_room() or self._closing:
+                self._changed.wait_for(self._has_room, wait_seconds)
+                if not self._has_room():
                     return False
+            if self._closing:
+                return False
             self._waiting[stream] = make
             self._changed.notify_all()
             return True

@@ -1,9 +1,10 @@
 """Convolutions with their weight laid out for oneDNN.
 
-PyTorch's convolution on the CPU puts the weight into oneDNN's layout in every call, which for
-small batches is a fifth of what a network takes. Here it is done once, and again when the weight
-was written to. Where the result has to be the convolution's own, both run the first time that an
-input of a shape is seen, and only what gives the same, to the bit, is used for it from then on.
+PyTorch's convolution on the CPU puts the weight into oneDNN's layout in every call, which counts
+where frames are few. Here it is done once, and again when the weight was written to. Where the
+result has to be the convolution's own, both run on random numbers the first time that an input of
+a shape is seen, and only what gives the same, to the bit, is used for it from then on: a frame that
+is black would tell nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from streamadapt.taps.folded import FoldedConv2d
 
 _Run = Callable[[Tensor], Tensor]
 _Words = tuple[list[Tensor], Tensor]
+_Settings = tuple[Any, ...]  # see `_SETTINGS`
 _SHAPES = 32  # of inputs that are remembered for a layer; others run as they are
 _WORDS = 8  # of each weight, looked at before every step
 _SETTINGS = ("padding", "stride", "dilation", "groups")
@@ -118,27 +120,25 @@ class PackedConvolution:
         if not self._exact:
             self._chosen[key] = run = self._pack(_pointwise, x)
             return None if run is None else run(x)
-        own: Tensor = self._layer(x)
-        if not bool(own.isfinite().all()):
-            del self._chosen[key]  # nothing could be told by it
-            return own
+        generator = torch.Generator().manual_seed(0)
+        probe = torch.empty_like(x).normal_(generator=generator)
+        own = self._layer(probe)
         last = x.is_contiguous(memory_format=torch.channels_last)
         for way in (_pointwise, _prepacked) if last else (_prepacked,):
             run = self._pack(way, x)
-            if run is not None and _same(run(x), own):
+            if run is not None and _same(run(probe), own):
                 self._chosen[key] = run
-                break
+                return run(x)
             self._packed[way] = None  # what is of no use for one shape is not kept for others
-        return own
+        return None
 
     def _pack(self, way: Callable[..., _Run], x: Tensor) -> _Run | None:
         if way in self._packed:
             return self._packed[way]
         weight, bias = (None if one is None else one.detach() for one in self._held)
-        padding, stride, dilation, groups = self.settings().values()
         try:
             with torch.inference_mode(False):
-                run = way(weight, bias, padding, stride, dilation, groups, list(x.shape))
+                run = way(weight, bias, tuple(self.settings().values()), list(x.shape))
                 self.words = _words([one for one in (weight, bias) if one is not None])
         except (RuntimeError, AttributeError):  # this PyTorch has no such thing, or no room
             run = None
@@ -198,16 +198,9 @@ class PackedConvolutions:
         return self._kernels.same_words(addresses.ctypes.data, known, len(addresses))
 
 
-def _pointwise(
-    weight: Tensor,
-    bias: Tensor | None,
-    padding: Sequence[int],
-    stride: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    shape: list[int],
-) -> _Run:
+def _pointwise(weight: Tensor, bias: Tensor | None, given: _Settings, shape: list[int]) -> _Run:
     """Gives channels-last results, whatever it is given."""
+    padding, stride, dilation, groups = given
     settings = [list(padding), list(stride), list(dilation), groups]
     reorder: Any = getattr(torch._C._nn, "mkldnn_reorder_conv2d_weight")  # noqa: B009
     packed = reorder(weight.to_mkldnn(), *settings, shape)
@@ -217,16 +210,9 @@ def _pointwise(
     return lambda x: run(x, *rest)
 
 
-def _prepacked(
-    weight: Tensor,
-    bias: Tensor | None,
-    padding: Sequence[int],
-    stride: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    shape: list[int],
-) -> _Run:
+def _prepacked(weight: Tensor, bias: Tensor | None, given: _Settings, shape: list[int]) -> _Run:
     """Gives results in its input's layout."""
+    padding, stride, dilation, groups = given
     operators: Any = torch.ops.mkldnn_prepacked
     packed = operators.conv2d_prepack(
         weight, bias, stride, padding, dilation, groups, shape, "none"

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -263,6 +264,32 @@ def test_a_disk_that_fails_is_told_and_tried_again(
         one.flush()
         assert one.event_counts["StateSaved"] == 1
         assert not [reason for reason in one.status.reasons if "saved" in reason]
+
+
+def test_a_disk_that_hangs_does_not_hold_a_step_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream that loses its row meanwhile is lost, and that is told."""
+    monkeypatch.setattr("streamadapt.keeping._ROOM_SECONDS", 0.01)
+    monkeypatch.setattr("streamadapt.keeping._WAITING", 2)
+    hangs, sync = threading.Event(), os.fsync
+    with (
+        torch.no_grad(),
+        processor(residual(), tmp_path, max_streams=1, when_full="evict") as one,
+    ):
+
+        def waits(descriptor: int) -> None:
+            hangs.wait(30.0)
+            sync(descriptor)
+
+        monkeypatch.setattr(os, "fsync", waits)
+        for index in range(6):
+            one(frames(index), streams=index)
+        assert one.event_counts["StoreFailed"] >= 1
+        hangs.set()
+        one.flush()
+    kept_now = sa.FileStore(tmp_path).streams()
+    assert 5 in kept_now and 3 <= len(kept_now) < 6
 
 
 def test_after_other_weights_nothing_is_saved(tmp_path: Path) -> None:
