@@ -64,6 +64,7 @@ bench: $(DEV_STAMP)
 	$(VENV)/bin/python -m benchmarks.continual
 	$(VENV)/bin/python -m benchmarks.journal
 	$(VENV)/bin/python -m benchmarks.overhead
+	$(VENV)/bin/python -m benchmarks.overhead --malloc default --memory no --variants 'adapted;adapted, without kernels'
 	$(VENV)/bin/python -m benchmarks.duty
 	$(VENV)/bin/python -m benchmarks.kernels.cpu
 	$(VENV)/bin/python -m benchmarks.soak

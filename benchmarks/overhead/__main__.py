@@ -6,6 +6,10 @@ round runs every variant once, each between two frozen steps (A-B-A), so that a 
 slower or faster cancels out. A second copy of the frozen model takes part like any variant: its
 ratio is the noise floor.
 
+On the CPU every variant has a process of its own, as it has where it is deployed; `--together` puts
+them all into one, as it is on CUDA. `--malloc` says whether the processes keep memory that was
+freed (the stronger baseline, and the default here) or are as glibc makes them.
+
 Among the variants are the strongest ways of deploying the network frozen: BatchNorm folded, and a
 compiler or another runtime. Every variant is compared with the fastest of them as well.
 
@@ -28,8 +32,9 @@ from typing import Any
 import torch
 
 from benchmarks.overhead import memory, parts, tables
+from benchmarks.overhead.apart import MALLOC, Apart
 from benchmarks.overhead.configurations import Configuration
-from benchmarks.overhead.timing import Budget, measure
+from benchmarks.overhead.timing import Budget, Together, measure
 from benchmarks.overhead.variants import AGAIN, TUNED, variants
 from benchmarks.record import RESULTS, environment, report, write
 
@@ -62,7 +67,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--device", choices=list(DEFAULTS), default="cpu")
-    add("--output", type=Path, help="JSON file; benchmarks/results/overhead-{cpu,gpu}.json")
+    add("--output", type=Path, help="JSON file; by default one in benchmarks/results")
     add("--append", action="store_true", help="keep what the JSON has of other configurations")
     add("--models", help="names of factories in benchmarks.models, with commas")
     add("--batches", help="batch sizes, with commas")
@@ -76,6 +81,8 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
         default="32",
         help="batch sizes at which max-autotune is built, which takes minutes; with commas, or all",
     )
+    add("--together", action="store_true", help="all variants in one process, also on the CPU")
+    add("--malloc", choices=list(MALLOC), default="kept", help="what processes do with memory")
     add("--memory", choices=["yes", "no", "only"], default="yes", help="measure peak memory")
     add(
         "--quick",
@@ -87,6 +94,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
         if getattr(options, name) is None:
             setattr(options, name, value)
     options.rounds = int(options.rounds)
+    options.together |= options.device == "cuda"
     if options.quick:
         options.rounds = min(options.rounds, QUICK_ROUNDS)
     known = variants(torch.device(options.device))
@@ -98,7 +106,8 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     options.chosen = {name: one for name, one in known.items() if name in chosen or name == AGAIN}
     if options.output is None and not options.quick:
         short = {"cpu": "cpu", "cuda": "gpu"}[options.device]
-        options.output = RESULTS / f"overhead-{short}.json"
+        malloc = "-default-malloc" if short == "cpu" and options.malloc == "default" else ""
+        options.output = RESULTS / f"overhead-{short}{malloc}.json"
     return options
 
 
@@ -183,6 +192,7 @@ class Run:
 
 
 def _measure_times(run: Run, model: str, options: argparse.Namespace, budget: Budget) -> None:
+    place = Together(torch.device(options.device)) if options.together else Apart(options.malloc)
     tuned = options.autotune_batches
     for configuration in configurations(options, model):
         if budget.spent():
@@ -194,7 +204,7 @@ def _measure_times(run: Run, model: str, options: argparse.Namespace, budget: Bu
         rows = measure(
             configuration,
             options.chosen,
-            device=torch.device(options.device),
+            place=place,
             rounds=options.rounds,
             budget=budget,
             left_out=left_out,

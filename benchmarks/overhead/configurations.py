@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from benchmarks import models
 
 Forward = Callable[[Tensor], Any]
+BATCHES = 4  # shown in turn
 Kind = Literal["frozen", "adapted", "peer"]
 
 
@@ -98,7 +99,7 @@ def set_up(
         torch.randn(configuration.batch, 3, size, size, generator=generator)
         .to(device, dtype)
         .contiguous(memory_format=configuration.memory_format)
-        for _ in range(4)
+        for _ in range(BATCHES)
     )
     torch.manual_seed(0)
     base = getattr(models, configuration.model)()

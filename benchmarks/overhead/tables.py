@@ -97,10 +97,41 @@ def printed_memory(rows: Sequence[Row]) -> str:
 def overhead() -> str:
     """The section of the README, of the CPU's results and, where there are any, of a GPU's."""
     text = section(json.loads((RESULTS / "overhead-cpu.json").read_text()))
+    default = RESULTS / "overhead-cpu-default-malloc.json"
+    if default.exists():
+        text += f"\n\n{with_default_malloc(json.loads(default.read_text()))}"
     gpu = RESULTS / "overhead-gpu.json"
     if not gpu.exists():
         return text + " No GPU has been measured yet."
     return f"{text}\n\n{section(json.loads(gpu.read_text()))}"
+
+
+def with_default_malloc(content: dict[str, Any]) -> str:
+    """The few columns that are measured in processes whose malloc is as it comes."""
+    groups = _groups(content["results"]["rows"])
+    columns = {one: _CPU_COLUMNS[one] for one in (ADAPTED, WITHOUT_KERNELS)}
+    body = [
+        [_named(one, cuda=False), _milliseconds(groups[one])]
+        + [_median(groups[one].get(name)) for name in columns]
+        for one in _ordered(groups)
+    ]
+    return (
+        "With malloc as glibc has it, large tensors go back to the kernel when they are freed and "
+        "every step touches their pages anew. Where that is most of a step, [keep the "
+        "memory](docs/embedding.md#memory). The same ratios there:\n\n"
+    ) + markdown(["network, batch, layout", "frozen, ms", *columns.values()], body)
+
+
+def _groups(rows: Sequence[Row]) -> dict[tuple[Any, ...], dict[str, Row]]:
+    groups: dict[tuple[Any, ...], dict[str, Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), {})[row["variant"]] = row
+    return groups
+
+
+def _ordered(groups: dict[tuple[Any, ...], dict[str, Row]]) -> list[tuple[Any, ...]]:
+    models = list(NAMES)
+    return sorted(groups, key=lambda one: (models.index(one[0]), one[1], one[2:]))
 
 
 def section(content: dict[str, Any]) -> str:
@@ -108,11 +139,8 @@ def section(content: dict[str, Any]) -> str:
     cuda = content["hardware"]["cuda_device"] is not None
     results = content["results"]
     rows = [row for row in results["rows"] if cuda or row["dtype"] == "float32"]
-    groups: dict[tuple[Any, ...], dict[str, Row]] = {}
-    for row in rows:
-        groups.setdefault(key(row), {})[row["variant"]] = row
-    models = list(NAMES)
-    ordered = sorted(groups, key=lambda one: (models.index(one[0]), one[1], one[2:]))
+    groups = _groups(rows)
+    ordered = _ordered(groups)
     columns = {
         name: title
         for name, title in (_GPU_COLUMNS if cuda else _CPU_COLUMNS).items()
@@ -191,7 +219,8 @@ def _about(content: dict[str, Any], rows: Sequence[Row], *, cuda: bool, has_best
         if cuda
         else (
             ": compiled kernels where nothing else is said, and convolutions on packed weights, "
-            "which the frozen model in eager mode has not."
+            "which the frozen model in eager mode has not. Each has a process of its own that "
+            "[keeps its memory](docs/embedding.md#memory)."
         )
     )
     if has_best:
@@ -218,9 +247,7 @@ def _about(content: dict[str, Any], rows: Sequence[Row], *, cuda: bool, has_best
 
 def _memory(rows: Sequence[Row], *, cuda: bool) -> str:
     names = list(dict.fromkeys(row["variant"] for row in rows))
-    held: dict[tuple[Any, ...], dict[str, Row]] = {}
-    for row in rows:
-        held.setdefault(key(row), {})[row["variant"]] = row
+    held = _groups(rows)
     body = [
         [
             _named(one, cuda=cuda),

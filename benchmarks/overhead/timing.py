@@ -6,11 +6,11 @@ import copy
 import gc
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from benchmarks.overhead.baselines import eager, warm
 from benchmarks.overhead.configurations import (
+    BATCHES,
+    Build,
     Configuration,
     Forward,
     NotAvailableError,
@@ -36,27 +38,29 @@ REFERENCE = "frozen, eager"
 class Timer:
     """Seconds of each step of a burst, on the CPU by the wall clock, on CUDA by device events."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, burst: int | None = None) -> None:
         self._cuda = device.type == "cuda"
-        self.burst = 4 if self._cuda else 1
+        self.burst = burst or (4 if self._cuda else 1)
 
     def __call__(self, forward: Forward, batches: Sequence[Tensor]) -> list[float]:
         """Run one burst."""
         if not self._cuda:
-            start = time.perf_counter()
-            forward(batches[0])
-            return [time.perf_counter() - start]
+            marks = [time.perf_counter()]
+            for index in range(self.burst):
+                forward(batches[index % len(batches)])
+                marks.append(time.perf_counter())
+            return [later - earlier for earlier, later in pairwise(marks)]
         torch.cuda.synchronize()
-        marks = []
+        events = []
         forward(batches[0])  # not counted: it fills the queue
         for index in range(self.burst + 1):
             mark = torch.cuda.Event(enable_timing=True)
             mark.record()
-            marks.append(mark)
+            events.append(mark)
             if index < self.burst:
                 forward(batches[index % len(batches)])
         torch.cuda.synchronize()
-        return [earlier.elapsed_time(later) / 1000 for earlier, later in pairwise(marks)]
+        return [earlier.elapsed_time(later) / 1000 for earlier, later in pairwise(events)]
 
 
 class _TimeUpError(BaseException):
@@ -77,6 +81,10 @@ class Budget:
     def spent(self) -> bool:
         """Whether it is used up."""
         return self._end is not None and time.monotonic() >= self._end
+
+    def left(self) -> float | None:
+        """Seconds until it is used up; None: no end."""
+        return None if self._end is None else max(0.0, self._end - time.monotonic())
 
     def has_room(self, name: str, variant: Variant) -> bool:
         """Whether a variant can still be built, going by what it took before."""
@@ -115,11 +123,61 @@ class Budget:
         self._took[name] = max(seconds, self._took.get(name, 0.0))
 
 
+class Run(Protocol):
+    """A variant that is ready to be timed."""
+
+    def __call__(self, start: int) -> list[float]:
+        """Seconds of each counted step of a run; `start`: which batch comes first."""
+        ...
+
+    def phases(self) -> dict[str, int]:
+        """How many cameras are in each of the estimator's phases, at the end."""
+        ...
+
+
+Start = Callable[[str, Build], Run]
+"""Builds a variant, by its name, and makes it ready."""
+
+Place = Callable[[Configuration, ExitStack, Budget], Start]
+"""Where the variants of a configuration run: in one process, or each in its own."""
+
+
+class Together:
+    """All variants in this process.
+
+    Args:
+        device: where.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def __call__(self, configuration: Configuration, stack: ExitStack, budget: Budget) -> Start:
+        """Sets a configuration up."""
+        base, setting = set_up(configuration, self._device, stack)
+        stack.enter_context(torch.inference_mode())
+        return lambda name, build: _Here(build(_copy(base), setting), setting)
+
+
+class _Here:
+    def __init__(self, forward: Forward, setting: Setting) -> None:
+        self._forward = warm(forward, setting)
+        self._timer = Timer(setting.device)
+        self._batches = setting.batches
+
+    def __call__(self, start: int) -> list[float]:
+        return self._timer(self._forward, self._batches[start:] + self._batches[:start])
+
+    def phases(self) -> dict[str, int]:
+        found: dict[str, int] = getattr(self._forward, "phases", dict)()
+        return found
+
+
 def measure(
     configuration: Configuration,
     chosen: Mapping[str, Variant],
     *,
-    device: torch.device,
+    place: Place,
     rounds: int,
     budget: Budget,
     left_out: Mapping[str, str] | None = None,
@@ -129,7 +187,7 @@ def measure(
     Args:
         configuration: what to measure.
         chosen: the variants, by name.
-        device: where.
+        place: where they run.
         rounds: how often each variant runs; fewer where the budget ends before.
         budget: of time.
         left_out: variants that are not to be built, and why.
@@ -139,13 +197,12 @@ def measure(
         could not be built. `failed` is true where that was not to be expected.
     """
     with ExitStack() as stack:
-        base, setting = set_up(configuration, device, stack)
-        stack.enter_context(torch.inference_mode())
-        reference = eager(_copy(base), setting)
-        built, missing = _build(base, setting, chosen, budget, left_out or {})
+        start = place(configuration, stack, budget)
+        reference = start(REFERENCE, eager)
+        built, missing = _build(start, chosen, budget, left_out or {})
         gc.collect()
-        seconds, before, after = _rounds(reference, built, setting, rounds, budget)
-        phases = {name: getattr(forward, "phases", dict)() for name, forward in built.items()}
+        seconds, before, after = _rounds(reference, built, rounds, budget)
+        phases = {name: one.phases() for name, one in built.items()}
     rows = []
     for name, variant in chosen.items():
         row: dict[str, Any] = {**asdict(configuration), "variant": name, "kind": variant.kind}
@@ -212,14 +269,13 @@ def _copy(model: nn.Module) -> nn.Module:
 
 
 def _build(
-    base: nn.Module,
-    setting: Setting,
+    start: Start,
     chosen: Mapping[str, Variant],
     budget: Budget,
     left_out: Mapping[str, str],
-) -> tuple[dict[str, Forward], dict[str, dict[str, Any]]]:
-    """Forwards, and what is said of the variants that have none."""
-    built: dict[str, Forward] = {}
+) -> tuple[dict[str, Run], dict[str, dict[str, Any]]]:
+    """Variants, and what is said of those that there is none of."""
+    built: dict[str, Run] = {}
     missing: dict[str, dict[str, Any]] = {}
     for name, variant in chosen.items():
         if name in left_out:
@@ -231,7 +287,7 @@ def _build(
         started = time.monotonic()
         try:
             with budget.limit(variant):
-                built[name] = variant.build(_copy(base), setting)
+                built[name] = start(name, variant.build)
         except Exception as error:
             # The others' numbers are worth having; the run's exit status tells.
             missing[name] = reason(error)
@@ -240,31 +296,23 @@ def _build(
 
 
 def _rounds(
-    reference: Forward,
-    built: Mapping[str, Forward],
-    setting: Setting,
-    rounds: int,
-    budget: Budget,
+    reference: Run, built: Mapping[str, Run], rounds: int, budget: Budget
 ) -> tuple[dict[str, list[list[float]]], dict[str, list[float]], dict[str, list[float]]]:
     """Seconds of every variant's steps, and of the reference before and after them."""
-    timer = Timer(setting.device)
     seconds: dict[str, list[list[float]]] = {name: [] for name in built}
     before: dict[str, list[float]] = {name: [] for name in built}
     after: dict[str, list[float]] = {name: [] for name in built}
     names = list(built)
-    for forward in (reference, *built.values()):
-        warm(forward, setting)
     for index in range(rounds):
         if index >= LEAST_ROUNDS and budget.spent():
             break
         # Another order every round: no variant always inherits the same caches.
         shift = index % max(1, len(names))
-        start = index % len(setting.batches)
-        inputs = setting.batches[start:] + setting.batches[:start]
-        last = float(np.mean(timer(reference, inputs)))
+        first = index % BATCHES
+        last = float(np.mean(reference(first)))
         for name in names[shift:] + names[:shift]:
             before[name].append(last)
-            seconds[name].append(timer(built[name], inputs))
-            last = float(np.mean(timer(reference, inputs)))
+            seconds[name].append(built[name](first))
+            last = float(np.mean(reference(first)))
             after[name].append(last)
     return seconds, before, after

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import signal
 import sys
 import time
@@ -22,6 +23,7 @@ from benchmarks import models
 from benchmarks.overhead import __main__ as command
 from benchmarks.overhead import memory, parts, tables
 from benchmarks.overhead.adapting import Cameras
+from benchmarks.overhead.apart import Apart
 from benchmarks.overhead.baselines import folded
 from benchmarks.overhead.configurations import (
     Configuration,
@@ -30,8 +32,8 @@ from benchmarks.overhead.configurations import (
     Variant,
     set_up,
 )
-from benchmarks.overhead.timing import REFERENCE, Budget, compare, measure
-from benchmarks.overhead.variants import ADAPTED, AGAIN, GRAPH, MANY
+from benchmarks.overhead.timing import REFERENCE, Budget, Together, compare, measure
+from benchmarks.overhead.variants import ADAPTED, AGAIN, GRAPH, MANY, variants
 
 WHERE: dict[str, Any] = {
     "commit": {"hash": "a" * 40, "changed": False},
@@ -110,7 +112,7 @@ def test_every_variant_has_a_row_with_times_or_with_a_reason(tiny: Configuration
     rows = measure(
         tiny,
         chosen,
-        device=torch.device("cpu"),
+        place=Together(torch.device("cpu")),
         rounds=6,
         budget=Budget(10.0),
         left_out={"skipped": "not asked for"},
@@ -135,7 +137,7 @@ def test_a_budget_that_is_used_up_leaves_few_rounds(tiny: Configuration) -> None
             return True
 
     chosen = {AGAIN: Variant(eager, "frozen")}
-    rows = measure(tiny, chosen, device=torch.device("cpu"), rounds=50, budget=Spent(10.0))
+    rows = measure(tiny, chosen, place=Together(torch.device("cpu")), rounds=50, budget=Spent(10.0))
     assert rows[0]["ratio"]["pairs"] == 5
     assert Budget(0.0).spent() and not Budget(None).spent()
 
@@ -153,7 +155,9 @@ def test_a_build_that_outlasts_the_budget_is_stopped(tiny: Configuration) -> Non
 
     chosen = {AGAIN: Variant(eager, "frozen"), "endless": Variant(endless, "frozen", 1e-3)}
     before = signal.getsignal(signal.SIGALRM)
-    rows = measure(tiny, chosen, device=torch.device("cpu"), rounds=50, budget=Budget(0.01))
+    rows = measure(
+        tiny, chosen, place=Together(torch.device("cpu")), rounds=50, budget=Budget(0.01)
+    )
     assert "longer than there was time" in rows[1]["not_available"] and "failed" not in rows[1]
     assert rows[0]["ratio"]["pairs"] == 5
     assert signal.getsignal(signal.SIGALRM) == before
@@ -179,7 +183,15 @@ def test_a_run_in_parts_is_one_result(
 
     def run(*more: str) -> int:
         given = ["overhead", "--models", "tiny", "--rounds", "5", "--layouts", "NCHW"]
-        given += ["--memory", "no", "--variants", "adapted;Tent step", "--output", str(path)]
+        given += [
+            "--memory",
+            "no",
+            "--variants",
+            "adapted;Tent step",
+            "--together",
+            "--output",
+            str(path),
+        ]
         monkeypatch.setattr(sys, "argv", [*given, *more])
         return command.main()
 
@@ -196,6 +208,19 @@ def test_a_run_in_parts_is_one_result(
     where["versions"] = {"torch": "2.6.0"}
     assert run("--batches", "4", "--append") == 2
     assert json.loads(path.read_text()) == content
+
+
+@pytest.mark.slow
+def test_each_variant_can_have_a_process_of_its_own() -> None:
+    configuration = Configuration("resnet18", 1, "NHWC", "float32", 32)
+    known = variants(torch.device("cpu"))
+    chosen = {name: known[name] for name in (AGAIN, ADAPTED, MANY)}
+    rows = measure(configuration, chosen, place=Apart(), rounds=5, budget=Budget(5.0))
+    again, adapted, many = rows
+    assert again["ratio"]["pairs"] == 5 and again["step_seconds"]["steps"] == 15
+    assert adapted["phases"] == {"resting": 1}
+    assert "measured from batch" in many["not_available"] and "failed" not in many
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.slow
