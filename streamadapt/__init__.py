@@ -1,5 +1,6 @@
 """Online test-time adaptation for deployed PyTorch vision models."""
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
 from streamadapt import alignment, between, drift, errors, estimators, events, journal
@@ -21,6 +22,7 @@ __all__ = [
     "FileStore",
     "Guard",
     "Moments",
+    "Pipeline",
     "SourceProfile",
     "StreamProcessor",
     "__version__",
@@ -33,20 +35,22 @@ __all__ = [
     "estimators",
     "events",
     "fold",
+    "frames",
     "instrumentation",
     "journal",
+    "pipeline",
     "replay",
     "testing",
 ]
-_LAZY = ("instrumentation", "replay", "testing")
+_LAZY = ("frames", "instrumentation", "pipeline", "replay", "testing")
 
 
 def __getattr__(name: str) -> object:
-    """Load the outer rooms on first use: they bring Prometheus, Pillow and the like."""
+    """Load the outer rooms on first use: they bring Prometheus, PyAV, Pillow and the like."""
     if name in _LAZY:
-        import importlib
-
-        return importlib.import_module(f"streamadapt.{name}")
+        return import_module(f"streamadapt.{name}")
+    if name == "Pipeline":
+        return import_module("streamadapt.pipeline").Pipeline
     raise AttributeError(f"module 'streamadapt' has no attribute {name!r}")
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from streamadapt.errors import StreamError
+from streamadapt.events import Rejection
 from streamadapt.streams import Admission
 
+REJECTIONS: tuple[Rejection, ...] = get_args(Rejection)
 SECONDS_PER_FRAME = 1 / 25
 """What a frame without a time stamp stands for at least."""
 
@@ -107,6 +109,30 @@ def frame_ids(
             raise StreamError(f"An id must be hashable, such as a string; got {one!r}.")
     ids = ids[:real]
     return ids if any(one is not None for one in ids) else None
+
+
+def rejections(
+    rejected: Sequence[Rejection | None] | None, entries: int | None, real: int | None
+) -> Sequence[Rejection | None] | None:
+    """Why nothing is to be learned from the real frames; None where it may be from all of them.
+
+    Raises:
+        StreamError: wrong length, no known reason, or a batch whose size is unknown.
+    """
+    if rejected is None:
+        return None
+    if entries is None or isinstance(rejected, str | bytes) or len(rejected) not in (entries, real):
+        found = "a string" if isinstance(rejected, str | bytes) else f"{len(rejected)} entries"
+        raise StreamError(
+            f"`rejected` is {found} for a batch of {entries} frames. Give one entry a frame; None "
+            "for frames that may be learned from."
+        )
+    for one in rejected:
+        if one is not None and one not in REJECTIONS:
+            known = ", ".join(REJECTIONS)
+            raise StreamError(f"`rejected` has {one!r}. Known reasons: {known}.")
+    rejected = rejected[:real]
+    return rejected if any(one is not None for one in rejected) else None
 
 
 def frames_by_stream(admission: Admission, entries: int | None) -> dict[Hashable, int]:

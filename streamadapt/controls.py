@@ -6,7 +6,7 @@ from collections.abc import Hashable, Sequence
 
 from streamadapt import events as ev
 from streamadapt.arguments import check_choice, check_types
-from streamadapt.errors import ConfigurationError
+from streamadapt.errors import ConfigurationError, StreamError
 from streamadapt.estimators import Estimator
 from streamadapt.readings import Readings
 from streamadapt.runtime import Mode
@@ -133,6 +133,32 @@ class Controls(Readings):
                 row, shown = runtime.row(stream), runtime.streams.resolve(stream)
                 runtime.domains.remember(runtime.steps, shown, row, name)
             runtime.outbox.deliver()
+
+    def begin_like(self, stream: Hashable, *, like: Hashable, domain: str | None = None) -> None:
+        """Have a stream begin with another one's statistics, when it comes and has none of its own.
+
+        Cameras that look at the same place, or a new camera in the place of an old one, need not
+        learn what is known. It has its own statistics where the store kept some.
+
+        Args:
+            stream: a stream that has no row yet.
+            like: another one, whose present statistics are copied when `stream` comes: from its
+                row, or from the store.
+            domain: rather what it had in this world, one of its `domains`.
+
+        Raises:
+            StreamError: `stream` has a row, or is `like` itself.
+        """
+        runtime = self._runtime
+        with runtime.step_lock.change():
+            runtime.prepare()
+            if stream in runtime.streams.streams:
+                raise StreamError(
+                    f"{stream!r} has begun already. Drop it first: drop_stream({stream!r})."
+                )
+            if stream == like:
+                raise StreamError(f"{stream!r} cannot begin like itself.")
+            runtime.beginnings[stream] = like, domain
 
     def retune(self, estimator: Estimator) -> None:
         """Go on with other settings of the same estimator, such as another momentum.

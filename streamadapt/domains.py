@@ -134,6 +134,12 @@ class DomainBook:
         one = self._streams.get(row)
         return () if one is None else tuple(domain.name for domain in one.domains)
 
+    def state(self, row: int, name: str) -> RowState | None:
+        """What a row held in one of its domains; None: it knows none of that name."""
+        one = self._streams.get(row)
+        domain = None if one is None else _named(one, name)
+        return None if domain is None else domain.state
+
     def forget(self, rows: Iterable[int]) -> None:
         """Rows belong to other streams, or the source is another one."""
         for row in rows:

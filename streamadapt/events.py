@@ -27,7 +27,9 @@ Outcome = Literal[
 update; `unobserved` because no adaptable layer was executed; `idle`, a shadow step between two
 candidate passes; `between`, a batch between two that adapt, see `adapt_every`."""
 
-Rejection = Literal["nonfinite", "black", "saturated", "frozen", "shape"]
+Rejection = Literal[
+    "nonfinite", "black", "saturated", "frozen", "shape", "corrupt", "stale", "reconnect"
+]
 """Why a frame is not learned from; see `FramesRejected`."""
 
 DriftSource = Literal["estimator", "early", "middle", "late"]
@@ -65,7 +67,9 @@ class StepCompleted(Event):
 class FramesRejected(Event):
     """Frames had weight zero in the update; their outputs were still returned.
 
-    `nonfinite` in the picture or in a layer; the other reasons are the guard's: see `FrameGate`.
+    `nonfinite` in the picture or in a layer; `corrupt`, `stale` and `reconnect` are those of
+    `sa.frames`, which also finds some of the `black` and `frozen` ones; the other reasons are the
+    guard's: see `FrameGate`.
     """
 
     stream: Hashable
@@ -287,6 +291,18 @@ class StreamAdmitted(Event):
 
     stream: Hashable
     row: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamBegan(Event):
+    """A new stream began with what another one had, see `begin_like`; with the source's statistics
+    where `found` is false, because nothing is known of that one, or of its domain.
+    """
+
+    stream: Hashable
+    like: Hashable
+    domain: str | None
+    found: bool
 
 
 @dataclass(frozen=True, kw_only=True)

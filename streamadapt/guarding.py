@@ -26,7 +26,7 @@ from streamadapt.guard.known import Guarded
 from streamadapt.guard.labels import AnswerBook
 from streamadapt.guard.ladder import Comparison, Ladder
 from streamadapt.guard.looks import Looks
-from streamadapt.guard.quality import FrameGate
+from streamadapt.guard.quality import QUALITY, FrameGate
 from streamadapt.guard.ring import StateRing
 from streamadapt.guard.settings import Guard
 from streamadapt.outbox import Outbox
@@ -34,7 +34,7 @@ from streamadapt.parts import real_frames_of, rows_of_some, some_frames
 from streamadapt.readout import Readouts
 from streamadapt.weighing import StepRows
 
-_REASONS: tuple[Rejection, ...] = get_args(Rejection)  # in the order of `QUALITY`
+_REASONS: tuple[Rejection, ...] = get_args(Rejection)[: len(QUALITY) - 1]  # in its order
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +133,10 @@ class GuardBook:
         held = tuple(self._of(row).ladder.holds for row in where.rows)
         quality, gated = self._judge(step, frames, tuple(counts), where)
         held_or_none = held if any(held) else None
+        if quality is None or gated is None:
+            quality, gated = where.quality, where.gated
+        elif where.quality is not None and where.gated is not None:
+            quality, gated = quality * where.quality, gated + where.gated
         return replace(where, quality=quality, gated=gated, held=held_or_none)
 
     def _judge(
@@ -144,7 +148,12 @@ class GuardBook:
             self._device = self._engine.device
             self._gate.to(self._device)
         judged = self._gate.judge(
-            frames, where.rows, where.entries, where.elapsed_seconds, valid=where.valid
+            frames,
+            where.rows,
+            where.entries,
+            where.elapsed_seconds,
+            valid=where.valid,
+            usable=where.quality,
         )
         if judged is None:
             return None, None

@@ -69,12 +69,27 @@ class Keeping:
         for stream in streams:
             stream_name(stream)
 
-    def resume(self, stream: Hashable, row: int) -> None:
-        """Put what is kept of a new stream into its row."""
+    def resume(self, stream: Hashable, row: int) -> bool:
+        """Put what is kept of a new stream into its row; whether there was something."""
+        told = self._refused[stream] = list[str]()
+        found = self._find(stream, told)
+        if found is None:
+            return False
+        generation, state = found
+        self._engine.restore([row], self._as_rows(state))
+        self._resumed[stream] = generation, state
+        return True
+
+    def rows_of(self, stream: Hashable) -> RowState | None:
+        """What is kept of a stream, for another one to begin with."""
+        found = self._find(stream, [])
+        return None if found is None else self._as_rows(found[1])
+
+    def _find(self, stream: Hashable, told: list[str]) -> tuple[int, StreamState] | None:
+        """The newest state of a stream that can be used, and its generation."""
         if self._off:
-            return
+            return None
         name = stream_name(stream)
-        self._refused[stream] = told = []
         waiting = self._writer.pending(name)
         if waiting is not None:
             state, generation = waiting, 0
@@ -83,17 +98,16 @@ class Keeping:
                 found = self._store.load(name)
             except OSError as error:
                 told.append(one_line(error))
-                return
+                return None
             told += found.damaged
             if found.state is None:
-                return
+                return None
             state, generation = found.state, found.generation
         problem = self._problem(state)
         if problem is not None:
             told.append(problem)
-            return
-        self._engine.restore([row], self._as_rows(state))
-        self._resumed[stream] = generation, state
+            return None
+        return generation, state
 
     def announce(self, step: int, stream: Hashable) -> None:
         """A new stream is there: tell what became of what is kept of it."""

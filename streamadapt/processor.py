@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from importlib import import_module
 from types import TracebackType
 from typing import Any
 
@@ -221,6 +222,7 @@ class StreamProcessor(Controls):
         pts_seconds: float | Sequence[float] | None = None,
         valid: int | None = None,
         ids: Sequence[Hashable | None] | None = None,
+        rejected: Sequence[ev.Rejection | None] | None = None,
         forward_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -237,6 +239,9 @@ class StreamProcessor(Controls):
                 `pts_seconds` may leave them out. None: all are real.
             ids: what frames are called when labels come for them, see `reveal`; one entry a frame,
                 None for those that will have none.
+            rejected: why nothing is to be learned from a frame, one of `events.Rejection`, such as
+                "stale"; one entry a frame, None for those that may be learned from. All are
+                answered.
             forward_kwargs: keyword arguments for the model whose names are taken here.
             **kwargs: keyword arguments for the model.
 
@@ -244,16 +249,21 @@ class StreamProcessor(Controls):
             What the model returns.
 
         Raises:
-            StreamError: `streams`, `pts_seconds`, `valid` or `ids` do not fit. Before the
-                forward, with nothing changed; only that a layer cannot be mapped to frames is found
-                out inside it.
+            StreamError: `streams`, `pts_seconds`, `valid`, `ids` or `rejected` do not fit. Before
+                the forward, with nothing changed; only that a layer cannot be mapped to frames is
+                found out inside it.
             ModelStateError: a BatchNorm layer is in training mode, or the processor is unwrapped.
             ConcurrencyError: called from inside a step of this processor.
         """
         kwargs.update(forward_kwargs or {})
         call = Call(frames, args, kwargs)
         return self._stepper.run(
-            call, streams=streams, pts_seconds=pts_seconds, valid=valid, ids=ids
+            call,
+            streams=streams,
+            pts_seconds=pts_seconds,
+            valid=valid,
+            ids=ids,
+            rejected=rejected,
         )
 
     def capture(self, example: Tensor) -> None:
@@ -291,6 +301,23 @@ class StreamProcessor(Controls):
                     step=runtime.steps, frames=example.shape[0], shape=tuple(example.shape[1:])
                 )
             )
+
+    def run(self, source: Any, **options: Any) -> Iterator[Any]:
+        """Results for the frames of a source, as a generator: a `Pipeline` of its own.
+
+        Args:
+            source: what `sa.frames.open` opens, or a reader; a list of them for several cameras.
+            **options: of `sa.Pipeline`, such as `preprocess`.
+
+        Returns:
+            Yields a `pipeline.Result` for each batch, until the sources end.
+
+        Raises:
+            ConfigurationError: an argument out of range, or a wrong source.
+            SourceError: no source could be used.
+        """
+        # Not imported: what is built on processors is none of their parts.
+        return iter(import_module("streamadapt.pipeline").Pipeline(source, self, **options))
 
     def flush(self) -> None:
         """Save all streams, and wait for the device, the engine in between, journal and store.

@@ -32,6 +32,7 @@ from streamadapt.events import (
     SnapshotDropped,
     SourceReplaced,
     StreamAdmitted,
+    StreamBegan,
     StreamDropped,
 )
 from streamadapt.guard.settings import Guard
@@ -193,6 +194,8 @@ class Runtime:
         self.closed = False
         self.steps = 0
         self.newest_pts: dict[int, float] = {}
+        self.beginnings: dict[Hashable, tuple[Hashable, str | None]] = {}
+        self._began: dict[Hashable, bool] = {}  # of which nothing has been told
 
     def _begin_keeping(self, store: FileStore, clock: Callable[[], float]) -> Keeping:
         try:
@@ -320,11 +323,18 @@ class Runtime:
                 self.guard.owners_changed(fresh)
                 self.domains.forget(fresh)
                 self.worlds.forget(fresh)
+            resumed: set[Hashable] = set()
             if self.keeping is not None and self.mode == "adapt":
                 if kept is not None:
                     self.keeping.put(self.steps, admission.evicted, kept)
-                for stream, row in zip(admission.new, fresh, strict=True):
-                    self.keeping.resume(stream, row)
+                resumed = {
+                    stream
+                    for stream, row in zip(admission.new, fresh, strict=True)
+                    if self.keeping.resume(stream, row)
+                }
+            for stream, row in zip(admission.new, fresh, strict=True):
+                if stream in self.beginnings and stream not in resumed:
+                    self._begin(stream, row)
 
         def undo() -> None:
             with self.state_lock:
@@ -335,6 +345,21 @@ class Runtime:
                     self.engine.restore(displaced, kept)
 
         return undo
+
+    def _begin(self, stream: Hashable, row: int) -> None:
+        """Put a new stream on what it is to begin with."""
+        like, domain = self.beginnings[stream]
+        state = None
+        if domain is not None:
+            if like in self.streams.streams:
+                state = self.domains.state(self.streams.row(like), domain)
+        elif like in self.streams.streams:
+            state = self.engine.bank.capture([self.streams.row(like)])
+        elif self.keeping is not None:
+            state = self.keeping.rows_of(like)
+        if state is not None:
+            self.engine.restore([row], state)
+        self._began[stream] = state is not None
 
     def announce(self, admission: Admission) -> None:
         """Tell of streams that came and went, once it is certain, and start their books anew."""
@@ -348,6 +373,14 @@ class Runtime:
             self.outbox.post(StreamAdmitted(step=self.steps, stream=stream, row=row))
             if self.keeping is not None:
                 self.keeping.announce(self.steps, stream)
+            if stream in self._began:
+                like, domain = self.beginnings[stream]
+                found = self._began.pop(stream)
+                self.outbox.post(
+                    StreamBegan(
+                        step=self.steps, stream=stream, like=like, domain=domain, found=found
+                    )
+                )
 
     def keep_all(self) -> None:
         """Hand all streams that changed to the store."""

@@ -19,6 +19,7 @@ from streamadapt.batch import (
     frames_by_stream,
     padded,
     real_frames,
+    rejections,
     stream_ids,
 )
 from streamadapt.capturing import Capture, CapturedStep
@@ -27,9 +28,11 @@ from streamadapt.errors import one_line
 from streamadapt.events import (
     CaptureMissed,
     ForwardFailed,
+    FramesRejected,
     GuardFailed,
     LayersUnobserved,
     Outcome,
+    Rejection,
     SettlingFailed,
     SettlingPassed,
     SettlingRefused,
@@ -47,7 +50,7 @@ from streamadapt.settling import settle
 from streamadapt.shadow import compare_outputs
 from streamadapt.streams import DEFAULT_STREAM
 from streamadapt.taps import Step
-from streamadapt.weighing import StepRows
+from streamadapt.weighing import StepRows, without
 
 log = logging.getLogger("streamadapt")
 
@@ -88,6 +91,7 @@ class Stepper:
         pts_seconds: float | Sequence[float] | None,
         valid: int | None = None,
         ids: Sequence[Hashable | None] | None = None,
+        rejected: Sequence[Rejection | None] | None = None,
     ) -> Any:
         """A whole step; see `StreamProcessor.__call__`."""
         runtime = self._runtime
@@ -100,6 +104,7 @@ class Stepper:
             if streams is not None:
                 names = stream_ids(streams, entries, real)
             known_by = frame_ids(ids, entries, real)
+            kept_out = rejections(rejected, entries, real)
             admission = runtime.streams.plan(() if real == 0 else names)
             elapsed, newest = camera_time(
                 pts_seconds,
@@ -125,6 +130,8 @@ class Stepper:
             if not idle:
                 where = replace(where, elapsed_seconds=runtime.duty.since(where.rows, elapsed))
             if runtime.updating and where.rows and not idle:
+                if kept_out is not None:
+                    where = self._without(where, tuple(frames), kept_out)
                 where = self._guarded(call, where, frames)
             try:
                 output, step = self._forward(call, where, entries, watch, idle=idle)
@@ -203,6 +210,23 @@ class Stepper:
         if not idle or not between.ready:
             with runtime.state_lock:
                 between.look(runtime.steps, settled=runtime.settled)
+
+    def _without(
+        self,
+        where: StepRows,
+        streams: Sequence[Hashable],
+        rejected: Sequence[Rejection | None],
+    ) -> StepRows:
+        """The step's rows, without the frames that the caller wants nothing learned from."""
+        runtime = self._runtime
+        where, counts = without(where, rejected, runtime.engine.device)
+        for (place, reason), count in counts.items():
+            runtime.outbox.post(
+                FramesRejected(
+                    step=runtime.steps, stream=streams[place], frames=count, reason=reason
+                )
+            )
+        return where
 
     def _guarded(self, call: Call, where: StepRows, frames: Mapping[Hashable, int]) -> StepRows:
         """The step's rows, and what the guard keeps from them."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from streamadapt.bank import Rows, State
 from streamadapt.estimators import Estimator
+from streamadapt.events import Rejection
 from streamadapt.layout import BankLayout
 from streamadapt.ops.reduce import FrameMoments, frame_distances, frame_trust, shows_outliers
 from streamadapt.taps.step import Settling
@@ -78,6 +80,34 @@ class StepControl:
     weights: Tensor
     elapsed: Tensor
     allowed: Tensor
+
+
+def without(
+    where: StepRows, rejected: Sequence[Rejection | None], device: torch.device
+) -> tuple[StepRows, Mapping[tuple[int, Rejection], int]]:
+    """A step in which some frames are answered only.
+
+    Args:
+        where: its rows.
+        rejected: why, for each real frame; None for those that count.
+        device: where the bank lives.
+
+    Returns:
+        The rows, and how many frames there are by index into them and reason.
+    """
+    padding = [1.0] * ((where.batch or 0) - len(rejected))
+    weights = [float(reason is None) for reason in rejected] + padding
+    counts = Counter(
+        (0 if where.entries is None else where.entries[index], reason)
+        for index, reason in enumerate(rejected)
+        if reason is not None
+    )
+    gated = [0] * len(where.rows)
+    for (place, _), count in counts.items():
+        gated[place] += count
+    with torch.inference_mode(False):
+        quality = upload(torch.tensor(weights, dtype=torch.float64), device)
+        return replace(where, quality=quality, gated=upload(torch.tensor(gated), device)), counts
 
 
 class FrameWeighing:

@@ -14,10 +14,11 @@ from streamadapt.cli import demo as demo
 from streamadapt.cli import doctor as doctor
 from streamadapt.cli import replay as replay
 from streamadapt.cli import report as report
+from streamadapt.cli import run as run
 from streamadapt.cli import snapshot as snapshot
 from streamadapt.errors import StreamAdaptError
 
-_SUBCOMMANDS = (calibrate, demo, doctor, replay, report, snapshot)
+_SUBCOMMANDS = (calibrate, demo, doctor, replay, report, run, snapshot)
 _INTERRUPTED = 130  # as a shell reports SIGINT
 _BROKEN_PIPE = 141  # as a shell reports SIGPIPE
 

@@ -56,7 +56,8 @@ class Judged:
 
     Attributes:
         weights: `[entries]` float64, 1 for good frames and padding, 0 for the others.
-        codes: `[entries]` int64, index into `QUALITY`.
+        codes: `[entries]` int64, index into `QUALITY`; behind its end for those that have no
+            verdict.
         counts: `[rows of the step, 6]` int64, frames of each verdict.
     """
 
@@ -92,7 +93,7 @@ class FrameGate:
             self._slots = torch.arange(_SAMPLES)
             self._bits = torch.tensor([1.0, 2.0, 4.0, 8.0, 0.0, 16.0], dtype=torch.float32)
             self._codes = torch.tensor([_code(bits) for bits in range(64)])
-            self._one_hot = torch.eye(len(QUALITY), dtype=torch.long)
+            self._one_hot = torch.eye(len(QUALITY) + 1, len(QUALITY), dtype=torch.long)
             golden = torch.arange(1, _HASHED + 1, dtype=torch.float64) * (math.sqrt(5.0) - 1) / 2
             self._hash = (golden.frac() + 0.5).float()
         self.to(device)
@@ -125,6 +126,7 @@ class FrameGate:
         elapsed_seconds: Sequence[float],
         *,
         valid: int | None = None,
+        usable: Tensor | None = None,
     ) -> Judged | None:
         """Judge the frames of a step and take them in.
 
@@ -134,6 +136,8 @@ class FrameGate:
             entries: `[B]`, index into `rows` of each frame; None: there is one row.
             elapsed_seconds: camera time since each row's previous frames.
             valid: the first so many are frames, the rest is padding; None: all are.
+            usable: `[B]` float64, 0 for frames that are kept out whatever is in them: they have no
+                verdict, and say nothing of what is usual. None: there are none.
 
         Returns:
             None where `frames` is something else: nothing is gated then.
@@ -150,7 +154,7 @@ class FrameGate:
                 return Judged(codes.double() + 1, codes, codes.new_zeros(len(rows), len(QUALITY)))
             places = self._place(rows, entries, count)
             frames = frames[:count] if padding else frames
-            codes, counts = self._judge(frames, places, elapsed_seconds)
+            codes, counts = self._judge(frames, places, elapsed_seconds, usable)
             if padding:
                 codes = torch.cat([codes, codes.new_zeros(padding)])
             return Judged((codes == 0).double(), codes, counts)
@@ -163,7 +167,11 @@ class FrameGate:
         return self._places
 
     def _judge(
-        self, frames: Tensor, places: Places, elapsed_seconds: Sequence[float]
+        self,
+        frames: Tensor,
+        places: Places,
+        elapsed_seconds: Sequence[float],
+        usable: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         cells = cells_of(frames)
         device = self._state.device
@@ -185,6 +193,8 @@ class FrameGate:
         if any(strange):
             bits += 32 * upload(torch.tensor(places.first(strange)).long(), device)
         codes = self._codes.index_select(0, bits)
+        if usable is not None:
+            codes = codes.masked_fill(usable[: len(codes)] == 0.0, len(QUALITY))
         counts = places.per_row(self._one_hot.index_select(0, codes))
         self._since.index_add_(0, places.index, counts)
         if due:

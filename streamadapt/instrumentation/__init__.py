@@ -4,11 +4,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from streamadapt.instrumentation.cameras import CameraMetrics
     from streamadapt.instrumentation.logging import log_events
     from streamadapt.instrumentation.prometheus import PrometheusExporter
 
-__all__ = ["PrometheusExporter", "log_events"]
-_HOME = {"PrometheusExporter": "prometheus", "log_events": "logging"}
+__all__ = ["CameraMetrics", "PrometheusExporter", "log_events"]
+_HOME = {
+    "CameraMetrics": "cameras",
+    "PrometheusExporter": "prometheus",
+    "log_events": "logging",
+}
 
 
 def __getattr__(name: str) -> object:
