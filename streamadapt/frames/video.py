@@ -17,6 +17,7 @@ from streamadapt.frames.urls import kind_of, redacted
 
 PICTURES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 _LONGEST_DAMAGE = 300  # frames that a loss can spoil where no key frame comes
+_NEARLY = 0.98  # of a time limit
 _BROKEN_ON_END = 100  # packets that cannot be decoded, in a row
 _STREAMING = {"rtsp": {"rtsp_transport": "tcp"}, "rtsps": {"rtsp_transport": "tcp"}}
 
@@ -67,10 +68,12 @@ class VideoSource:
         scheme = url.partition("://")[0].lower() if "://" in url else ""
         self._options = {**_STREAMING.get(scheme, {}), **(options or {})}
         self._container: Any = None
+        self._asked = 0.0
         self._pictures: Iterator[Picture] = iter(())
 
     def open(self) -> None:
         """Connect, or open the file, and find its video stream."""
+        self._asked = time.monotonic()
         av = self._av
         path = self._url
         if path.startswith("file:"):
@@ -103,6 +106,7 @@ class VideoSource:
 
     def read(self) -> Picture | None:
         """Decode the next picture."""
+        self._asked = time.monotonic()
         try:
             return next(self._pictures, None)
         except self._av.FFmpegError as error:
@@ -128,9 +132,8 @@ class VideoSource:
             except self._av.InvalidDataError:
                 broken, damaged = broken + 1, _LONGEST_DAMAGE
                 if broken >= _BROKEN_ON_END:
-                    raise SourceError(
-                        f"{self.name}: {broken} packets on end cannot be decoded."
-                    ) from None
+                    told = f"{self.name}: {broken} packets on end cannot be decoded."
+                    raise (SourceLostError if self.is_live else SourceError)(told) from None
                 continue
             for frame in frames:
                 if frame.is_corrupt:
@@ -151,8 +154,9 @@ class VideoSource:
         """What went wrong; without FFmpeg's own text, which has the URL in it."""
         av = self._av
         words = error.strerror or type(error).__name__
-        if isinstance(error, av.error.ExitError):
-            words = f"no answer within {self._limits[verb == 'read']:g} s"
+        limit = self._limits[verb == "read"]
+        if time.monotonic() - self._asked >= _NEARLY * limit:  # whatever FFmpeg makes of that
+            words = f"no answer within {limit:g} s"
         told = f"{self.name}: cannot be {verb} ({words})."
         refused = (
             av.error.HTTPBadRequestError,
