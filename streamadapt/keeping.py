@@ -103,6 +103,8 @@ class Keeping:
             if found.state is None:
                 return None
             state, generation = found.state, found.generation
+        if state.begins_anew:
+            return None
         problem = self._problem(state)
         if problem is not None:
             told.append(problem)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from streamadapt.doctor import Device, LayerReport, ModelReport, Report
+
+
+_PICTURES = 32
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -24,6 +29,18 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="MODULE:FACTORY",
         help="a callable without arguments that returns the model; modules in the working "
         "directory count",
+    )
+    parser.add_argument(
+        "--frames",
+        metavar="SOURCE",
+        help="with --model: pictures of the world that it was trained in, a folder or a video; "
+        "says whether they are prepared as they were then",
+    )
+    parser.add_argument(
+        "--preprocess",
+        metavar="STEPS",
+        default="",
+        help="as in `streamadapt run`, what is said of --frames",
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument(
@@ -51,9 +68,60 @@ def main(args: argparse.Namespace) -> int:
             build()
         except (BuildFailed, OSError) as error:
             raise ConfigurationError(f"The kernels were not built: {error}") from error
-    report = examine(None if args.model is None else load_model(args.model))
-    print(json.dumps(report.as_dict(), indent=1) if args.json else format_report(report))
-    return 1 if report.model is not None and report.model.refused else 0
+    model = None if args.model is None else load_model(args.model)
+    if args.frames is not None and model is None:
+        raise ConfigurationError("`--frames` are for a model: name it with --model.")
+    report = examine(model)
+    refused = report.model is not None and bool(report.model.refused)
+    found = None
+    if args.frames is not None and model is not None and not refused:
+        found = _preprocessing(model.eval(), args.frames, args.preprocess)
+    if args.json:
+        more = {} if found is None else {"preprocessing": found}
+        print(json.dumps(report.as_dict() | more, indent=1))
+    else:
+        print(format_report(report))
+        if found is not None:
+            print(format_preprocessing(found))
+    return 1 if refused or (found is not None and found["likelier"] is not None) else 0
+
+
+def format_preprocessing(found: dict[str, Any]) -> str:
+    """How far frames are from what the model knows, prepared in one way or another."""
+    lines = [
+        f"preprocessing, on {found['pictures']} pictures: distance of the first layers' inputs"
+    ]
+    width = max(len(one["name"]) for one in found["candidates"])
+    lines += [f"  {one['name']:<{width}}  {one['distance']:.3g}" for one in found["candidates"]]
+    if found["likelier"] is None:
+        lines.append("  Nothing says that it is wrong.")
+    else:
+        lines.append(f"  It is probably wrong: the model expects {found['likelier']}.")
+    return "\n".join(lines)
+
+
+def _preprocessing(model: nn.Module, source: str, steps: str) -> dict[str, Any]:
+    from itertools import islice
+
+    from streamadapt import frames
+    from streamadapt.errors import DataError
+    from streamadapt.pipeline import Preprocess
+    from streamadapt.pipeline.diagnosing import FEWEST_PICTURES, candidates, misread
+
+    declared = Preprocess.parse(steps)
+    with frames.open(source, policy="every") as reader:
+        pictures = [frame.data for frame in islice(reader, _PICTURES)]
+    if len(pictures) < FEWEST_PICTURES:
+        raise DataError(
+            f"{source}: {len(pictures)} pictures are too few to tell; {FEWEST_PICTURES} are needed."
+        )
+    found = candidates(model, pictures, declared=declared)
+    likelier = misread(found, declared=declared)
+    return {
+        "pictures": len(pictures),
+        "candidates": [{"name": one.name, "distance": one.distance} for one in found],
+        "likelier": None if likelier is None else likelier.name,
+    }
 
 
 def format_report(report: Report) -> str:

@@ -6,6 +6,7 @@ import argparse
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +50,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     show.add_argument("-g", "--generation", type=int, metavar="N", help="default: the newest")
     diff.add_argument("one", metavar="A", help="a generation's number, or `source`")
     diff.add_argument("other", metavar="B", nargs="?", help="likewise; default: the newest")
-    restore.add_argument("generation", metavar="N", type=int, help="its number")
+    restore.add_argument(
+        "generation", metavar="N", help="its number; or `source`: the stream begins anew"
+    )
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -106,9 +109,11 @@ def _show(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(described, indent=1))
         return 0
+    frames = 0.0 if state.begins_anew else state.counter("frames")
     print(f"stream         {json.dumps(state.stream)}, generation {told}")
     print(f"saved          {_when(state)}, after step {state.step}")
-    print(f"estimator      {state.estimator}, {state.counter('frames'):.0f} frames")
+    learned = f"{state.estimator}, {frames:.0f} frames" if frames else "begins from the source"
+    print(f"estimator      {learned}")
     print(f"model          {state.model[:12]}")
     print(f"preprocessing  {state.preprocessing or 'not said'}")
     _print_distances("distance from the source", apart)
@@ -134,12 +139,15 @@ def _diff(args: argparse.Namespace) -> int:
 def _restore(args: argparse.Namespace) -> int:
     store = _store(args.folder)
     stream = _stream(store, args.stream)
-    state = _generation(store, stream, args.generation).read()
+    state, called = _state(store, stream, args.generation)
+    if called == _SOURCE:
+        state = replace(state, stream=stream, saved_at=time.time())
     try:
         made = store.restore(state)
     except OSError as error:
         raise DataError(f"{args.folder}: cannot be written to: {error.strerror}.") from error
-    print(f"generation {args.generation} of {json.dumps(stream)} is generation {made.number} now")
+    what = "the source" if called == _SOURCE else f"generation {called}"
+    print(f"{what} is generation {made.number} of {json.dumps(stream)} now")
     return 0
 
 

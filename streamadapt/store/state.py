@@ -28,7 +28,7 @@ class StreamState:
         layers: `(name, channels, eps)`.
         fields: which of `FIELDS` there are.
         statistics: `[fields, C]` fp32.
-        columns: names of the counters.
+        columns: names of the counters; none: a stream with this state begins from the source.
         counters: `[columns]` float64.
         further: what other parts keep of a stream, by name.
         step: of the processor, after which it was taken.
@@ -47,6 +47,11 @@ class StreamState:
     further: Mapping[str, NDArray[np.float32] | NDArray[np.float64]] = field(default_factory=dict)
     step: int
     saved_at: float
+
+    @property
+    def begins_anew(self) -> bool:
+        """Whether it says no more than that: source statistics, and nothing counted."""
+        return not self.columns
 
     def of_layer(self, name: str) -> NDArray[np.float32]:
         """A layer's statistics, `[fields, channels]`.

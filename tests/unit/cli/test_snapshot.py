@@ -72,10 +72,29 @@ def test_restore(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = sa.FileStore(folder)
     first = store.generations("dock-1")[0].read()
     assert main(["snapshot", "restore", str(folder), "dock-1", "1"]) == 0
-    assert 'generation 1 of "dock-1" is generation 4 now' in capsys.readouterr().out
+    assert 'generation 1 is generation 4 of "dock-1" now' in capsys.readouterr().out
     found = store.load("dock-1")
     assert found.generation == 4 and found.state is not None
     assert np.array_equal(found.state.statistics, first.statistics)
+
+
+def test_restoring_the_source_has_a_stream_begin_anew(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["snapshot", "restore", str(folder), "dock-1", "source"]) == 0
+    assert "the source is generation 4" in capsys.readouterr().out
+    assert main(["snapshot", "show", str(folder), "dock-1"]) == 0
+    assert main(["snapshot", "diff", str(folder), "dock-1", "source"]) == 0
+    with (
+        torch.no_grad(),
+        sa.StreamProcessor(
+            residual(), store=folder, max_streams=2, estimator=sa.estimators.EMA(0.5)
+        ) as processor,
+    ):
+        processor.freeze()
+        processor(torch.ones(1, 3, 12, 12), streams="dock-1")
+        assert processor.drift("dock-1").overall == 0.0
+        assert processor.event_counts.get("StateRefused", 0) == 0
 
 
 def test_restore_waits_for_nobody(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
