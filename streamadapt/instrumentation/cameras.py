@@ -13,7 +13,6 @@ from prometheus_client.registry import Collector
 
 from streamadapt.errors import ConfigurationError
 from streamadapt.frames.reader import State
-from streamadapt.frames.urls import redacted
 from streamadapt.instrumentation.tally import Labels
 from streamadapt.pipeline import PipelineStatus
 
@@ -115,7 +114,7 @@ class CameraMetrics(Collector):
         statuses = tuple(statuses)
         for status in statuses:
             for camera in status.cameras:
-                stream = self._labels.of(redacted(str(camera.stream_id)))
+                stream = self._labels.of(camera.stream_id)
                 counts = {"delivered": camera.counts.delivered, **camera.counts.drops}
                 for outcome, count in counts.items():
                     totals[stream, outcome] = totals.get((stream, outcome), 0) + count

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import fields
 
 from streamadapt.events import Event, StepCompleted
+from streamadapt.frames.urls import redacted
 
 
 def log_events(
@@ -43,5 +44,7 @@ def log_events(
 
 
 def _line(event: Event) -> str:
-    # repr() escapes line breaks, so that one event stays one line whatever a message holds.
-    return " ".join(f"{field.name}={getattr(event, field.name)!r}" for field in fields(event))
+    # repr() escapes line breaks, so that one event stays one line whatever a message holds; a
+    # stream may be called by a URL with a password in it.
+    line = " ".join(f"{field.name}={getattr(event, field.name)!r}" for field in fields(event))
+    return redacted(line)

@@ -10,6 +10,7 @@ from itertools import accumulate
 from typing import get_args
 
 from streamadapt import events as ev
+from streamadapt.frames.urls import redacted
 
 OTHER = "_other"
 """The label value under which everything beyond a bound is counted together."""
@@ -67,7 +68,7 @@ class Labels:
 
     def of(self, thing: Hashable) -> str:
         """The label value of a thing."""
-        text = str(thing)
+        text = redacted(str(thing))
         if text not in self._known:
             if len(self._known) >= self._limit:
                 return OTHER

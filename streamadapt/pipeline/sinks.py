@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from streamadapt.errors import DataError
+from streamadapt.frames.urls import redacted
 from streamadapt.pipeline.result import Result
 
 _TOP = 5  # classes that a line names
@@ -142,7 +143,7 @@ def best_classes(scores: Tensor) -> list[dict[str, Any]]:
 
 
 def _plain(stream: Hashable) -> str | int:
-    return stream if isinstance(stream, str | int) else str(stream)
+    return stream if isinstance(stream, int) else redacted(str(stream))
 
 
 def _finite(value: float) -> float | None:
