@@ -14,6 +14,7 @@ import sys
 from typing import Any
 
 from benchmarks.adaptation import tables as adaptation
+from benchmarks.cameras import tables as cameras
 from benchmarks.detection import tables as detection
 from benchmarks.guard import tables as guard
 from benchmarks.lab import tables
@@ -24,6 +25,7 @@ from benchmarks.record import RESULTS, markdown
 ROOT = RESULTS.parent.parent
 DOCUMENTS = (
     "README.md",
+    "docs/cameras.md",
     "docs/choosing-an-estimator.md",
     "docs/design.md",
     "docs/detecting-drift.md",
@@ -79,7 +81,10 @@ def kernels() -> str:
 def duty() -> str:
     """What a duty cycle costs beside the fastest frozen engine."""
     content = _load("duty.json")
-    every, rows = content["arguments"]["every"], content["results"]["rows"]
+    every, rows = content["arguments"]["every"], list(content["results"]["rows"])
+    if (RESULTS / "duty-batch-8.json").exists():
+        rows += _load("duty-batch-8.json")["results"]["rows"]
+    rows.sort(key=lambda row: (list(overhead.NAMES).index(row["model"]), row["batch"]))
     cases = dict.fromkeys((row["model"], row["batch"]) for row in rows)
     body = []
     for model, batch in cases:
@@ -154,6 +159,7 @@ SECTIONS = {
     "duty": duty,
     "severities": severities,
     **adaptation.SECTIONS,
+    **cameras.SECTIONS,
     **detection.SECTIONS,
     **guard.SECTIONS,
     **tables.SECTIONS,

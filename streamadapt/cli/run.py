@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
 import threading
@@ -79,7 +80,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="FILE.mp4: video with answers drawn over it; FILE.jsonl or `-`: a line a frame; a "
         "folder: a video a camera. May be given several times",
     )
-    add("--labels", metavar="FILE", type=Path, help="names of classes, one a line")
+    add(
+        "--labels",
+        metavar="FILE",
+        type=Path,
+        help="names of classes: one a line, or .json of numbers and names",
+    )
     parser.set_defaults(handler=main)
 
 
@@ -239,9 +245,15 @@ def _labels(path: Path | None) -> tuple[str, ...]:
     if path is None:
         return ()
     try:
-        return tuple(path.read_text(encoding="utf-8").splitlines())
-    except (OSError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix != ".json":
+            return tuple(text.splitlines())
+        named = {int(index): str(name) for index, name in json.loads(text).items()}
+    except (OSError, UnicodeDecodeError, ValueError, AttributeError) as error:
         raise DataError(f"{path}: cannot be read ({error}).") from None
+    if min(named, default=0) < 0:
+        raise DataError(f"{path}: a class has a negative number.")
+    return tuple(named.get(index, f"class {index}") for index in range(max(named, default=-1) + 1))
 
 
 def _sinks(out: Sequence[str], number: int, labels: Sequence[str]) -> list[Sink]:

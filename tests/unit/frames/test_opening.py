@@ -158,6 +158,32 @@ def test_a_loss_spoils_frames_up_to_the_next_key_frame(tmp_path: Path) -> None:
     assert corrupt == list(range(first, (first // 10 + 1) * 10))
 
 
+def test_another_size_and_pixel_format_in_the_middle(tmp_path: Path) -> None:
+    parts = []
+    for form, size in (("yuv420p", (48, 64)), ("yuv444p", (80, 96))):
+        path = tmp_path / f"{form}.ts"
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("libx264", rate=25)
+            (stream.height, stream.width), stream.pix_fmt = size, form
+            stream.options = {"bf": "0"}
+            for index in range(20):
+                picture = np.full((*size, 3), 60 + 5 * index, np.uint8)
+                picture[:, ::2] += np.uint8(40)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode(None))
+        parts.append(path.read_bytes())
+    path = tmp_path / "both.ts"
+    path.write_bytes(b"".join(parts))
+    frames = list(sa.frames.open(path))
+    shapes = [one.data.shape for one in frames]
+    assert shapes.count((48, 64, 3)) == 20 and shapes.count((80, 96, 3)) >= 18
+    changed = shapes.index((80, 96, 3))
+    assert frames[changed].discontinuity
+    stamps = [one.pts_seconds for one in frames]
+    assert min(np.diff(stamps)) >= 0.0 and stamps[-1] < 2.0
+    assert abs(float(frames[-1].data.mean()) - (60 + 5 * 19 + 20)) < 8
+
+
 @pytest.mark.parametrize(
     ("source", "options", "words"),
     [
