@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable
 
 from torch import nn
@@ -16,7 +17,7 @@ from streamadapt.moments import Moments
 from streamadapt.outbox import EventHandler
 from streamadapt.profile import SourceProfile
 from streamadapt.runtime import Runtime
-from streamadapt.streams import DEFAULT_STREAM
+from streamadapt.streams import DEFAULT_STREAM, WhenFull
 
 
 class Readings:
@@ -80,6 +81,19 @@ class Readings:
             deviations=dict(seen.deviations),
             calibrated=seen.calibrated,
         )
+
+    def drift_score(self, stream: Hashable | None = None) -> float | None:
+        """How far what a stream shows lies from the source, as it was looked at last.
+
+        `drift().scores["model"]` without waiting for the device; None before the first look.
+
+        Raises:
+            StreamError: unknown stream, or several and none named.
+        """
+        runtime = self._runtime
+        with runtime.state_lock:
+            found = runtime.drift.score(runtime.row(stream))
+        return None if found is None or math.isnan(found) else found
 
     def phase(self, stream: Hashable | None = None) -> ev.Phase | None:
         """What the estimator is doing with a stream, as `PhaseChanged` told it last.
@@ -224,6 +238,11 @@ class Readings:
     def model(self) -> nn.Module:
         """The wrapped model."""
         return self._runtime.model
+
+    @property
+    def when_full(self) -> WhenFull:
+        """What an unknown stream meets when all rows are taken."""
+        return self._runtime.streams.when_full
 
     @property
     def max_streams(self) -> int:

@@ -45,7 +45,7 @@ class StreamRows:
 
     def __init__(self, capacity: int, *, when_full: WhenFull) -> None:
         self._capacity = capacity
-        self._when_full = when_full
+        self.when_full = when_full
         self._rows: OrderedDict[Hashable, int] = OrderedDict()
 
     def plan(self, streams: Sequence[Hashable]) -> Admission:
@@ -69,7 +69,7 @@ class StreamRows:
         if len(new) > len(free):
             missing = len(new) - len(free)
             idle = [stream for stream in self._rows if stream not in index]
-            if self._when_full == "error" or missing > len(idle):
+            if self.when_full == "error" or missing > len(idle):
                 raise StreamError(self._full(new[len(free)], len(distinct)))
             evicted = tuple(idle[:missing])
             free += [self._rows[stream] for stream in evicted]

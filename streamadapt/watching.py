@@ -210,6 +210,11 @@ class DriftBook:
             calibrated=one.monitor.calibrated,
         )
 
+    def score(self, row: int) -> float | None:
+        """The newest score of a row's whole model."""
+        one = self._streams.get(row)
+        return None if one is None else one.scores.get("model")
+
     def close(self) -> None:
         """Nothing more is looked for."""
         if self._executor is not None:

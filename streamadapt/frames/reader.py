@@ -210,12 +210,16 @@ class FrameReader:
         self._stop.set()
         self._mailbox.close()
 
-    def close(self) -> None:
-        """Stop reading; frames that wait are dropped."""
+    def close(self, *, wait_seconds: float = _CLOSE_SECONDS) -> None:
+        """Stop reading; frames that wait are dropped.
+
+        Args:
+            wait_seconds: for the thread, which may be waiting for its camera.
+        """
         self.ask_to_stop()
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
-            thread.join(_CLOSE_SECONDS)
+            thread.join(wait_seconds)
             if thread.is_alive():
                 log.info("%s: its thread ends as soon as it is answered", self.source.name)
         if self._state not in ("ended", "failed"):

@@ -35,7 +35,7 @@ from streamadapt.pipeline.result import Action, Latency, Reading, Result
 from streamadapt.pipeline.sinks import Sink
 from streamadapt.processor import StreamProcessor
 
-_LOOK_SECONDS = 1.0  # from one look at a stream's drift to the next
+_CLOSE_SECONDS = 0.9  # that cameras which connect are waited for
 log = logging.getLogger("streamadapt")
 
 
@@ -120,7 +120,6 @@ class Pipeline:
         self._in_batch = 0
         self._sink_errors: Counter[str] = Counter()
         self.last_sink_error: str | None = None
-        self._looked: dict[Hashable, tuple[float, float | None]] = {}
         self._step: StepCompleted | None = None
         self._unsubscribe = processor.subscribe(self._heard)
         self._closed = False
@@ -146,6 +145,13 @@ class Pipeline:
             ConfigurationError: there is one of that name, or the source is wrong.
         """
         reader = source if isinstance(source, FrameReader) else fr.open(source, **options)
+        processor = self._processor
+        rows = {*processor.streams, *self._readers, reader.stream_id}
+        if len(rows) > processor.max_streams and processor.when_full == "error":
+            raise ConfigurationError(
+                f"There is no row of statistics for camera {reader.stream_id!r}: the processor has "
+                f'{processor.max_streams}. Give it `max_streams=`, or `when_full="evict"`.'
+            )
         reader.share(self._bell)
         self._batcher.add(reader)
         with self._bell:
@@ -167,7 +173,6 @@ class Pipeline:
             self._gone["received"] += counts.received
             self._gone["dropped"] += counts.dropped
             del self._readers[stream_id]
-        self._looked.pop(stream_id, None)
 
     @property
     def status(self) -> PipelineStatus:
@@ -243,8 +248,9 @@ class Pipeline:
         readers = list(self._readers.values())
         for reader in readers:
             reader.ask_to_stop()
+        end = time.monotonic() + _CLOSE_SECONDS
         for reader in readers:
-            reader.close()
+            reader.close(wait_seconds=max(end - time.monotonic(), 0.0))
         for sink in self._sinks:
             try:
                 sink.close()
@@ -323,15 +329,10 @@ class Pipeline:
         )
 
     def _reading(self, stream: Hashable) -> Reading:
-        processor, now = self._processor, time.monotonic()
-        looked, drift = self._looked.get(stream, (-_LOOK_SECONDS, None))
-        phase = None
+        processor = self._processor
+        drift = phase = None
         with suppress(StreamError):  # it lost its row to another camera of the batch
-            if now - looked >= _LOOK_SECONDS:
-                found = processor.drift(stream).scores.get("model")
-                drift = None if found is None or found != found else found
-                self._looked[stream] = now, drift
-            phase = processor.phase(stream)
+            drift, phase = processor.drift_score(stream), processor.phase(stream)
         return Reading(drift, phase, self._action(stream))
 
     def _action(self, stream: Hashable) -> Action:

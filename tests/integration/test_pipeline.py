@@ -186,6 +186,35 @@ def test_cameras_come_and_go_while_the_others_run() -> None:
         assert set(one.streams) == {"a", "b"}  # statistics stay
 
 
+def test_a_camera_without_a_row_is_refused_before_it_can_stop_the_others() -> None:
+    with processor(max_streams=1) as one:
+        pipeline = sa.Pipeline(
+            sa.frames.open(pictures(4, 0), stream_id="a"), one, preprocess=PREPARE
+        )
+        with pytest.raises(ConfigurationError, match="no row of statistics for camera 'b'"):
+            pipeline.add(pictures(1, 1), stream_id="b")
+        assert pipeline.run().answered == 4
+    with processor(max_streams=1, when_full="evict") as one:
+        sources = [sa.frames.open(pictures(4, k), stream_id=str(k)) for k in range(3)]
+        assert sa.Pipeline(sources, one, preprocess=PREPARE).run().answered == 12
+
+
+def test_closing_many_cameras_that_hang_takes_a_second() -> None:
+    released = threading.Event()
+
+    def hanging() -> Iterator[np.ndarray]:
+        released.wait(20)
+        yield from ()
+
+    with processor(max_streams=8) as one:
+        sources = [sa.frames.open(hanging(), stream_id=str(k), live=True) for k in range(8)]
+        pipeline = sa.Pipeline(sources, one, preprocess=PREPARE)
+        started = time.monotonic()
+        pipeline.close()
+        assert time.monotonic() - started < 1.5
+        released.set()
+
+
 def test_the_kill_switch_works_within_a_batch(tmp_path: Path) -> None:
     given = pictures(60, 0, dark=0.3)
     file = tmp_path / "kill"

@@ -129,6 +129,14 @@ def test_files_that_are_no_video(tmp_path: Path, name: str) -> None:
     assert reader.status.state == "failed"
 
 
+def test_a_codec_that_nothing_here_decodes(tmp_path: Path) -> None:
+    known = video(tmp_path / "known.mkv").read_bytes()
+    path = tmp_path / "unknown.mkv"
+    path.write_bytes(known.replace(b"V_MPEG4/ISO/AVC", b"V_MPEG4/ISO/XYZ"))
+    with pytest.raises(SourceError, match=r"unknown\.mkv: nothing here decodes its video"):
+        sa.frames.open(path).get(timeout=10)
+
+
 def test_a_truncated_video_gives_what_there_is(tmp_path: Path) -> None:
     whole = video(tmp_path / "whole.mkv", frames=200).read_bytes()
     path = tmp_path / "cut.mkv"
