@@ -7,13 +7,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from streamadapt.errors import DataError, StreamAdaptError, one_line
+from streamadapt.errors import ConfigurationError, DataError, StreamAdaptError, one_line
 from streamadapt.frames import Backoff, CameraStatus, FrameReader
 from streamadapt.frames import open as open_frames
 from streamadapt.guard import Guard
@@ -137,9 +138,10 @@ class Operation:
         after = {one.name: one for one in fleet.cameras}
         kept = {key: getattr(self._fleet, key) for key in fixed}
         self._fleet = replace(fleet, **kept)
+        failed = []
         for name, camera in before.items():
             if after.get(name) != camera:
-                self._working[self._group(camera)].pipeline.remove(name)
+                self._remove(camera)
                 if name not in after:
                     told.append(f"{name}: removed")
         for name, camera in after.items():
@@ -150,8 +152,12 @@ class Operation:
             except StreamAdaptError as error:
                 told.append(f"{name}: {error}")
                 self.failures.append(f"{name}: {error}")
+                failed.append(name)
             else:
                 told.append(f"{name}: {'changed' if name in before else 'added'}")
+        # A camera that could not be added is tried again with the next reload.
+        there = tuple(one for one in fleet.cameras if one.name not in failed)
+        self._fleet = replace(self._fleet, cameras=there or fleet.cameras)
         return told
 
     def stop(self) -> None:
@@ -192,10 +198,16 @@ class Operation:
     def _group(self, camera: Camera) -> Group:
         return Group(camera.mode, camera.profile or self._fleet.profile)
 
+    def _remove(self, camera: Camera) -> None:
+        working = self._working.get(self._group(camera))
+        if working is not None:
+            with suppress(ConfigurationError):  # it could not be added
+                working.pipeline.remove(camera.name)
+
     def _add(self, camera: Camera) -> None:
         group = self._group(camera)
-        if group in self._working:
-            working = self._working[group]
+        working = self._working.get(group)
+        if working is not None and working.thread.is_alive():
             self._like(working.processor, camera)
             working.pipeline.add(self._reader(camera))
             return
