@@ -9,6 +9,7 @@ holds what is visible of its shape.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +32,9 @@ WORLDS = (
 )
 """Degradations and severities of the eight cameras, those of `benchmarks.cameras.mixed`."""
 
+SEED = 20261128
+"""Of the cameras; training has other seeds, and so other scenes."""
+
 _AREAS = (0.03, 0.12)  # of the picture
 _LEAST_VISIBLE = 0.35  # of a shape's area; what is hidden further is not drawn at all
 _LEAST_CONTRAST = 0.2  # between a shape's colour and what it lies on, mean over RGB
@@ -49,8 +53,8 @@ class Scenes:
         boxes: of visible shapes, left, top, right, bottom in pixels, one `[n, 4]` a picture.
         labels: their classes, from 1, one `[n]` a picture.
         grounds: the pictures as they are without shapes, noise included.
-        outlines: of every shape drawn, in drawing order: class, centre x and y, area and angle,
-            `[n, 5]` a picture.
+        outlines: of every shape drawn, in drawing order: class, centre x and y, area, angle, and
+            the aspect of rectangles, one `[n, 6]` a picture.
     """
 
     pictures: NDArray[np.uint8]
@@ -82,8 +86,8 @@ def scenes(count: int, *, seed: int) -> Scenes:
     for slot in range(MOST_SHAPES):
         kinds = rng.integers(1, len(CLASSES), count)
         areas = rng.uniform(*_AREAS, count) * SIZE**2
-        angles = rng.uniform(0, 2 * np.pi, count)
-        distance, margin = outline(kinds, areas, angles)
+        angles, aspects = rng.uniform(0, 2 * np.pi, count), rng.uniform(0.5, 1, count)
+        distance, margin = outline(kinds, areas, angles, aspects)
         centres = margin[:, None] + rng.random((count, 2)) * (SIZE - 2 * margin[:, None])
         inside = distance(centres)
         paint = _paint(canvas, inside, light, rng)
@@ -95,7 +99,8 @@ def scenes(count: int, *, seed: int) -> Scenes:
             ]
             if any(hidden):
                 continue
-            drawn[index].append((kinds[index], *centres[index], areas[index], angles[index]))
+            values = (kinds, *centres.T, areas, angles, aspects)
+            drawn[index].append(tuple(float(one[index]) for one in values))
             owner[index][taken] = len(drawn[index])
             cover = np.clip(0.5 - inside[index], 0, 1)[..., None]
             canvas[index] += cover * (paint[index] - canvas[index])
@@ -103,20 +108,21 @@ def scenes(count: int, *, seed: int) -> Scenes:
     return _labelled(_to_uint8(canvas + noise), _to_uint8(ground + noise), owner, drawn)
 
 
-def outline(kinds, areas, angles):
+def outline(kinds, areas, angles, aspects):
     """Signed distances from outlines, negative inside, and the largest reach from the centre.
 
     Args:
         kinds: classes `[N]`, from 1.
         areas: square pixels `[N]`.
-        angles: radians `[N]`.
+        angles: of the normal of a side, radians `[N]`.
+        aspects: of rectangles, shorter over longer side `[N]`.
 
     Returns:
         A function from centres `[N, 2]` to distances of pixel centres `[N, 64, 64]`, in pixels, and
         the reach `[N]`. Beyond a corner the distance is that of the nearest side's line.
     """
     sides = np.array([0, 0, 4, 3])[kinds]
-    stretch = np.where(kinds == 2, np.sqrt(0.5 + 0.5 * (angles * 7 % 1)), 1.0)
+    stretch = np.sqrt(aspects)
     disc = np.sqrt(areas / np.pi)
     inner = {4: np.sqrt(areas) / 2, 3: np.sqrt(areas / (3 * np.sqrt(3)))}  # to the middle of a side
     reach = np.where(sides == 4, np.hypot(stretch, 1 / stretch) * inner[4], 2 * inner[3])
@@ -140,9 +146,20 @@ def outline(kinds, areas, angles):
     return distances, reach + 1
 
 
-def through(pictures: NDArray[np.uint8], world: str, severity: int, *, seed: int):
-    """Pictures `[N, 64, 64, 3]` as a camera in some world gives them."""
-    return corrupt(pictures, world, severity=severity, rng=np.random.default_rng(seed))
+def cameras(
+    frames: int, *, worlds: Sequence[tuple[str, int]] = WORLDS, seed: int = SEED
+) -> tuple[NDArray[np.uint8], list[Scenes]]:
+    """Cameras that each show scenes of their own through a world of its own.
+
+    Returns:
+        Pictures `[cameras, frames, 64, 64, 3]`, and what was drawn for each camera.
+    """
+    shown, drawn = [], []
+    for k, (world, severity) in enumerate(worlds):
+        rng = np.random.default_rng((seed, k))
+        drawn.append(scenes(frames, seed=int(rng.integers(2**32))))
+        shown.append(corrupt(drawn[-1].pictures, world, severity=severity, rng=rng))
+    return np.stack(shown), drawn
 
 
 def _unit(angles) -> Float:
@@ -196,5 +213,5 @@ def _labelled(pictures, grounds, owner, drawn) -> Scenes:
             own.append((columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
         boxes.append(np.array(own, np.float32).reshape(-1, 4))
         labels.append(classes[1:])
-    outlines = [np.array(one, np.float32).reshape(-1, 5) for one in drawn]
+    outlines = [np.array(one, np.float32).reshape(-1, 6) for one in drawn]
     return Scenes(pictures, masks, boxes, labels, grounds, outlines)

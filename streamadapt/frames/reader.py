@@ -245,14 +245,14 @@ class FrameReader:
         away_since, tries = time.monotonic(), 0
         try:
             while not self._stop.is_set():
-                began = None
+                began, before = None, self._mailbox.counts.received
                 try:
                     self.source.open()
                     began = time.monotonic()
                     if not self._read_all():
                         return
                     if not self.source.returns:
-                        if not self._loop:
+                        if not self._loop or self._mailbox.counts.received == before:
                             self._change("ended", None)
                             return
                         self._interrupted = True

@@ -109,6 +109,10 @@ def test_a_file_ends_and_a_loop_goes_on() -> None:
     assert {one.rejection for one in frames} == {None}
 
 
+def test_nothing_is_not_looped_over() -> None:
+    assert list(reader(Scripted([], [], live=False), loop=True)) == []
+
+
 def test_what_cannot_be_used_is_raised_by_whoever_asks() -> None:
     camera = reader(Scripted([SourceError("scripted: no video")], live=False))
     with pytest.raises(SourceError, match="no video"):
