@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 import streamadapt as sa
 from benchmarks.models import data_dir, load_cifar_resnet
@@ -149,6 +150,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS / "cameras-load.json")
     options = parser.parse_args()
     keep_freed_memory()
+    torch.set_num_threads(1)  # as `streamadapt run` does: decoders need the other core
     where = environment()
     found = {
         "all healthy": run(options.seconds, troubled=False),

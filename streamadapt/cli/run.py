@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import threading
@@ -61,6 +62,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default=0.01,
         help="that a frame waits for others; default: %(default)s",
     )
+    add(
+        "--threads",
+        metavar="N",
+        type=int,
+        help="of PyTorch on the CPU; default: its own choice, but where there are as many cameras "
+        "as cores one core is left to their decoders",
+    )
     add("--metrics-port", metavar="N", type=int, help="serve Prometheus metrics on 127.0.0.1")
     add("--state-dir", metavar="DIR", help="keep statistics here, and go on with them")
     add("--kill-file", metavar="FILE", help="while it exists, all is on source statistics")
@@ -104,6 +112,7 @@ def main(args: argparse.Namespace) -> int:
 
     keep_freed_memory()
     fleet = _fleet(args)
+    _set_threads(args.threads, cameras=len(fleet.cameras))
     preprocess = _preprocess(fleet.preprocess)
     labels = _labels(args.labels)
     screen = StatusScreen()
@@ -143,6 +152,20 @@ def main(args: argparse.Namespace) -> int:
                 operation.stop()
         screen.draw(operation.lines(), killed=False)
     return _end(operation, screen.say)
+
+
+def _set_threads(given: int | None, *, cameras: int) -> None:
+    """How many threads a model may use: they wait for one another, so none may lack a core."""
+    import torch
+
+    if given is not None:
+        if given < 1:
+            raise ConfigurationError(f"--threads must be at least 1, got {given}.")
+        torch.set_num_threads(given)
+        return
+    cores = len(os.sched_getaffinity(0))
+    if cameras >= cores:
+        torch.set_num_threads(max(min(torch.get_num_threads(), cores - 1), 1))
 
 
 def _end(operation: Operation, say: Callable[[str], None]) -> int:

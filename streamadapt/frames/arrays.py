@@ -59,23 +59,37 @@ class IterableSource:
         self._left = iter(())
 
 
+_POSITION_MILLISECONDS = 0  # cv2.CAP_PROP_POS_MSEC
+
+
 class CaptureSource:
     """An OpenCV capture, as in `cv2.VideoCapture("rtsp://...")`; its BGR pictures become RGB.
 
     Args:
         make: returns a capture that is open.
         name: of the source.
+        fps: pictures a second of camera time, of a file; None: as the capture says.
         is_live: a camera.
         returns: it is made anew when it ends.
     """
 
-    def __init__(self, make: Callable[[], Any], *, name: str, is_live: bool, returns: bool) -> None:
+    def __init__(
+        self,
+        make: Callable[[], Any],
+        *,
+        name: str,
+        fps: float | None,
+        is_live: bool,
+        returns: bool,
+    ) -> None:
         self.name, self.is_live, self.returns = name, is_live, returns
-        self._make, self._capture = make, None
+        self._make, self._fps, self._index = make, fps, 0
+        self._capture: Any = None
 
     def open(self) -> None:
         """Make the capture."""
         self._capture = capture = self._make()
+        self._index = 0
         if not capture.isOpened():
             kind = SourceLostError if self.is_live else SourceError
             raise kind(f"{self.name}: OpenCV cannot open it.")
@@ -89,7 +103,17 @@ class CaptureSource:
             return None
         if picture.ndim == 3 and picture.shape[2] == 3:
             picture = np.ascontiguousarray(picture[:, :, ::-1])
-        return Picture(picture, None, False, time.perf_counter() - started)
+        return Picture(picture, self._seconds(), False, time.perf_counter() - started)
+
+    def _seconds(self) -> float | None:
+        """Camera time of the picture just read; a camera's is the time at which it comes."""
+        index, self._index = self._index, self._index + 1
+        if self.is_live:
+            return None
+        if self._fps is not None:
+            return index / self._fps
+        position = float(self._capture.get(_POSITION_MILLISECONDS)) / 1000
+        return position if position > 0.0 or not index else None
 
     def close(self) -> None:
         """Release the capture."""
@@ -131,8 +155,10 @@ class AppSinkSource:
         if sample is None:
             if self._sink.get_property("eos"):
                 return None
-            seconds = self._limit / _NANOSECONDS
-            raise SourceLostError(f"{self.name}: no sample within {seconds:g} s.")
+            told = f"{self.name}: no sample within {self._limit / _NANOSECONDS:g} s."
+            if self.is_live:
+                raise SourceLostError(told)
+            raise SourceError(f"{told} Is its pipeline playing, and its file there?")
         buffer, caps = sample.get_buffer(), sample.get_caps().get_structure(0)
         form = caps.get_value("format")
         if form not in _CHANNELS:
@@ -159,4 +185,4 @@ def _unpacked(raw: bytes, form: str, height: int, width: int) -> Any:
     if channels == 1:
         picture = picture.repeat(3, axis=2)
     picture = picture[:, :, 2::-1] if form.startswith("BGR") else picture[:, :, :3]
-    return np.ascontiguousarray(picture)
+    return np.array(picture, order="C")  # the sample's own bytes cannot be written

@@ -54,8 +54,8 @@ def open_frames(
         policy: `every` frame, or the `latest`; by default `latest` for what is live.
         max_staleness: seconds; older frames are dropped instead of handed on.
         capacity: frames that wait at most.
-        fps: pictures a second, of arrays, iterables and folders; default: 25, or the time at which
-            they come where they are live.
+        fps: pictures a second, of arrays, iterables, folders and captures of files; default: 25, of
+            captures as they say, or the time at which they come where they are live.
         live: iterables and captures: from a camera, which does not wait. URLs know.
         loop: a file begins anew at its end.
         realtime: a file is read as if it was live.
@@ -141,7 +141,10 @@ def _source(
     if isinstance(source, Tensor) or hasattr(source, "__array__"):
         return IterableSource(source, name="array", fps=fps or _FPS, is_live=False), "array"
     if hasattr(source, "read") and hasattr(source, "isOpened"):
-        given = CaptureSource(lambda: source, name="capture", is_live=bool(live), returns=False)
+        camera = bool(live)
+        given = CaptureSource(
+            lambda: source, name="capture", fps=fps, is_live=camera, returns=False
+        )
         return given, "capture"
     if hasattr(source, "emit") and hasattr(source, "get_property"):
         name = str(source.get_property("name"))
@@ -149,7 +152,7 @@ def _source(
         return AppSinkSource(source, name=name, read_seconds=read_seconds, is_live=is_live), name
     if callable(source):
         camera = live is not False
-        made = CaptureSource(source, name="capture", is_live=camera, returns=camera)
+        made = CaptureSource(source, name="capture", fps=fps, is_live=camera, returns=camera)
         return made, "capture"
     if isinstance(source, Iterable):
         rate = fps if live else fps or _FPS

@@ -161,7 +161,8 @@ class Preprocess:
                 f"Frames must be uint8 [H, W, 3], got {array.dtype} {list(array.shape)}. "
                 "Give a function of your own as `preprocess`."
             )
-        pixels = torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1).unsqueeze(0)
+        array = np.require(array, requirements=("C", "W"))  # PyTorch warns of what it cannot write
+        pixels = torch.from_numpy(array).permute(2, 0, 1).unsqueeze(0)
         pixels = self._fitted(pixels)
         pixels = self._cropped(pixels)
         if self.channels == "BGR":

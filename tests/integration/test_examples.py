@@ -151,7 +151,7 @@ def test_an_opencv_capture_read_ahead(tmp_path: Path, kind: str) -> None:
     path = str(filmed(tmp_path / "dock.avi", given))
     source = cv2.VideoCapture(path) if kind == "capture" else lambda: cv2.VideoCapture(path)
     outputs = example("opencv_loop").answers_ahead(source, model, PREPARE, live=False)
-    require_adapted(moving(outputs, model), given, rate=25)  # a capture has no time stamps
+    require_adapted(moving(outputs, model), given)
 
 
 def test_a_function_that_makes_captures_is_a_camera_that_comes_back(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ MODEL = "tests.models:residual"
 def unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command changes how the process keeps memory, which is not wanted here."""
     monkeypatch.setattr("streamadapt.replay.one_thread.keep_freed_memory", lambda: None)
+    monkeypatch.setattr("torch.set_num_threads", lambda _: None)
     monkeypatch.chdir(REPOSITORY)
 
 
@@ -82,6 +83,7 @@ def test_a_video_becomes_lines_a_video_and_a_state(
         (["x.mp4", "--model", MODEL, "--out", "x.avi"], 2, "nothing writes .avi"),
         (["x.mp4", "--model", MODEL, "--labels", "nowhere"], 1, "cannot be read"),
         (["x.mp4", "--model", MODEL, "--max-batch", "0"], 2, "`max_batch`"),
+        (["x.mp4", "--model", MODEL, "--threads", "0"], 2, "--threads"),
         (["--config", "nowhere.toml"], 2, "cannot be read"),
         (["x.mp4", "--config", "fleet.toml"], 2, "in the file"),
         (["rtsp://u:pa55@127.0.0.1:9/x", "--model", MODEL, "--give-up", "0"], 1, "Given up"),

@@ -84,6 +84,11 @@ class Capture:
     def read(self) -> tuple[bool, np.ndarray | None]:
         return (True, self.left.pop(0)) if self.left else (False, None)
 
+    def get(self, what: int) -> float:
+        assert what == 0  # CAP_PROP_POS_MSEC
+        self.position = getattr(self, "position", -100.0) + 100.0
+        return self.position
+
     def release(self) -> None:
         self.released = True
 
@@ -94,6 +99,10 @@ def test_opencv_captures_become_rgb() -> None:
     capture = Capture([bgr])
     (frame,) = list(sa.frames.open(capture))
     assert frame.data[0, 0].tolist() == [0, 0, 200] and capture.released
+    frames = list(sa.frames.open(Capture([bgr, bgr, bgr])))
+    assert [one.pts_seconds for one in frames] == pytest.approx([0, 0.1, 0.2])
+    frames = list(sa.frames.open(Capture([bgr, bgr, bgr]), fps=5))
+    assert [one.pts_seconds for one in frames] == pytest.approx([0, 0.2, 0.4])
     made = []
 
     def make() -> Capture:

@@ -89,6 +89,13 @@ def test_wrong_steps(text: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_picture_that_cannot_be_written_to_is_one_all_the_same() -> None:
+    given = picture()
+    wanted = Preprocess(resize=24)(given)
+    given.flags.writeable = False
+    assert torch.equal(Preprocess(resize=24)(given), wanted)
+
+
 def test_wrong_pictures() -> None:
     with pytest.raises(ConfigurationError, match="smaller than the crop"):
         Preprocess(crop=224)(picture())
