@@ -36,7 +36,7 @@ def main() -> None:
     found = {
         "frozen": [frozen(model, own) for own in given],
         "adapted": adapted(model, given),
-        "adapted, with a profile": adapted(model, given, profile=profile(model)),
+        "with a profile": adapted(model, given, profile=profile(model)),
         "AdaBN": [frozen(adabn(model, own), own) for own in given],
     }
     scores = {

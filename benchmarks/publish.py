@@ -13,6 +13,7 @@ import statistics
 import sys
 from typing import Any
 
+from benchmarks import segmentation
 from benchmarks.adaptation import tables as adaptation
 from benchmarks.cameras import tables as cameras
 from benchmarks.detection import tables as detection
@@ -34,6 +35,7 @@ DOCUMENTS = (
     "docs/journal.md",
     "docs/paper.md",
     "docs/results.md",
+    "docs/segmentation-and-detection.md",
     "docs/when-adaptation-hurts.md",
 )
 _LAYOUTS = ("NCHW", "NHWC")
@@ -162,6 +164,7 @@ SECTIONS = {
     **cameras.SECTIONS,
     **detection.SECTIONS,
     **guard.SECTIONS,
+    **segmentation.SECTIONS,
     **tables.SECTIONS,
     **document.SECTIONS,
 }

@@ -28,8 +28,8 @@ def load() -> str:
     cpu = re.sub(r"\((R|TM)\)|Processor|CPU", "", hardware["cpu"]).strip() or "a CPU"
     return markdown([*header, "growth, MB"], rows) + (
         f"\n\n{given['cameras']} videos at {given['rate']} frames a second for "
-        f"{given['seconds']:g} seconds, ResNet-20 on frames of 32×32, a row of statistics each, "
-        "the guard on, "
+        f"{given['seconds']:g} seconds, the demo's network on frames of 24×24, a row of "
+        "statistics each, the guard on, "
         f"{hardware['cores']} cores of {cpu}, decoding included. In the second run one camera "
         "dies after a fifth of the time and one gives five frames a second. Added is the wait for "
         "a batch and the update; growth is the slope of the memory in use over the run's last four "

@@ -18,8 +18,9 @@ from torch import nn
 import streamadapt as sa
 from examples.detection.average_precision import mean_average_precision
 from examples.detection.network import PREPARE, Detections, load
+from examples.enlarged import EnlargedVideoSink
 from examples.scenes import CLASSES, WORLDS, Scenes, cameras
-from streamadapt.pipeline import AnnotatedVideoSink, Sink
+from streamadapt.pipeline import Sink
 
 
 def frozen(model: nn.Module, pictures: NDArray[np.uint8]) -> list[Detections]:
@@ -59,7 +60,7 @@ def main() -> None:
     options = parser.parse_args()
     model = load()
     given, drawn = cameras(options.frames)
-    sinks = (AnnotatedVideoSink(options.video, labels=CLASSES),) if options.video else ()
+    sinks = (EnlargedVideoSink(options.video),) if options.video else ()
     before = [frozen(model, own) for own in given]
     after = adapted(model, given, sinks=sinks)
     print(f"{'AP50':20s} frozen  adapted")

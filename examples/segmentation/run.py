@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 import streamadapt as sa
+from examples.enlarged import EnlargedVideoSink
 from examples.scenes import CLASSES, WORLDS, cameras
 from examples.segmentation.network import PREPARE, load
-from streamadapt.pipeline import AnnotatedVideoSink, Sink
+from streamadapt.pipeline import Sink
 
 Masks = NDArray[np.integer]
 
@@ -65,7 +66,7 @@ def main() -> None:
     options = parser.parse_args()
     model = load()
     given, drawn = cameras(options.frames)
-    sinks = (AnnotatedVideoSink(options.video, labels=CLASSES),) if options.video else ()
+    sinks = (EnlargedVideoSink(options.video),) if options.video else ()
     before = [frozen(model, own) for own in given]
     after = adapted(model, given, sinks=sinks)
     print(f"{'mean IoU':20s} frozen  adapted")

@@ -54,8 +54,8 @@ def open_frames(
         policy: `every` frame, or the `latest`; by default `latest` for what is live.
         max_staleness: seconds; older frames are dropped instead of handed on.
         capacity: frames that wait at most.
-        fps: pictures a second, of arrays, iterables, folders and captures of files; default: 25, of
-            captures as they say, or the time at which they come where they are live.
+        fps: pictures a second, of arrays, iterables, folders and files; default: as a file says, 25
+            where nothing does, or the time at which pictures come where they are live.
         live: iterables and captures: from a camera, which does not wait. URLs know.
         loop: a file begins anew at its end.
         realtime: a file is read as if it was live.
@@ -135,7 +135,7 @@ def _source(
         if "://" not in text and Path(text).is_dir():
             return PicturesSource(Path(text), fps=fps or _FPS), Path(text).name
         video = VideoSource(
-            text, open_seconds=open_seconds, read_seconds=read_seconds, options=options
+            text, open_seconds=open_seconds, read_seconds=read_seconds, options=options, fps=fps
         )
         return video, redacted(text) if "://" in text else Path(text).stem
     if isinstance(source, Tensor) or hasattr(source, "__array__"):

@@ -45,6 +45,7 @@ class VideoSource:
         open_seconds: within which a camera must answer.
         read_seconds: within which its next frame must come.
         options: of FFmpeg, on top of what is set here.
+        fps: pictures a second, in place of the time stamps of a file; None: these.
 
     Raises:
         ConfigurationError: a wrong URL, or PyAV is not installed.
@@ -57,6 +58,7 @@ class VideoSource:
         open_seconds: float = 10.0,
         read_seconds: float = 10.0,
         options: Mapping[str, str] | None = None,
+        fps: float | None = None,
     ) -> None:
         self._av = pyav()
         self._url, self._limits = url, (open_seconds, read_seconds)
@@ -68,7 +70,7 @@ class VideoSource:
         scheme = url.partition("://")[0].lower() if "://" in url else ""
         self._options = {**_STREAMING.get(scheme, {}), **(options or {})}
         self._container: Any = None
-        self._asked = 0.0
+        self._asked, self._fps = 0.0, None if self.is_live else fps
         self._pictures: Iterator[Picture] = iter(())
 
     def open(self) -> None:
@@ -142,7 +144,8 @@ class VideoSource:
                     damaged = 0
                 data = frame.to_ndarray(format="rgb24")
                 spent += time.perf_counter() - started
-                yield Picture(data, frame.time, damaged > 0, spent)
+                seconds = frame.time if self._fps is None else given / self._fps
+                yield Picture(data, seconds, damaged > 0, spent)
                 broken, damaged = 0, max(damaged - 1, 0)
                 given += 1
                 spent, started = 0.0, time.perf_counter()

@@ -42,6 +42,8 @@ def test_a_video(tmp_path: Path) -> None:
     assert first.shape == (48, 64, 3) and first.dtype == np.uint8
     assert first[16, 8].min() > 190 and first[40, 40, 2] > 20 and first[40, 40, 0] < 20
     assert np.diff([one.pts_seconds for one in frames]) == pytest.approx(0.1)
+    with sa.frames.open(path, fps=50) as reader:
+        assert np.diff([one.pts_seconds for one in reader]) == pytest.approx(0.02)
     assert not any(one.is_live for one in frames)
     assert all(one.decode_seconds > 0 for one in frames)
     assert sa.frames.open(path.as_uri()).get(timeout=10) is not None
