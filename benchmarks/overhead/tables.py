@@ -102,7 +102,7 @@ def overhead() -> str:
         text += f"\n\n{with_default_malloc(json.loads(default.read_text()))}"
     gpu = RESULTS / "overhead-gpu.json"
     if not gpu.exists():
-        return text + " No GPU has been measured yet."
+        return text + "\n\nNo GPU has been measured yet."
     return f"{text}\n\n{section(json.loads(gpu.read_text()))}"
 
 
@@ -110,6 +110,7 @@ def with_default_malloc(content: dict[str, Any]) -> str:
     """The few columns that are measured in processes whose malloc is as it comes."""
     groups = _groups(content["results"]["rows"])
     columns = {one: _CPU_COLUMNS[one] for one in (ADAPTED, WITHOUT_KERNELS)}
+    columns[AGAIN] = "frozen again"
     body = [
         [_named(one, cuda=False), _milliseconds(groups[one])]
         + [_median(groups[one].get(name)) for name in columns]
