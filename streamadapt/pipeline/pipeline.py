@@ -318,7 +318,8 @@ class Pipeline:
             update=0.0 if step is None else step.update_seconds,
         )
         if size != count:
-            output = some_frames(output, range(count))
+            listed = isinstance(output, list) and len(output) == size  # one entry a frame
+            output = output[:count] if listed else some_frames(output, range(count))
         streams = dict.fromkeys(frame.stream_id for frame in frames)
         return Result(
             output,

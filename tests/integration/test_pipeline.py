@@ -274,6 +274,31 @@ def test_batches_are_filled_up_for_captured_sizes() -> None:
         sa.Pipeline(sa.frames.open(pictures(1, 0)), one, preprocess=PREPARE, pad_to=(1, 2))
 
 
+class Detecting(torch.nn.Module):
+    """Answers with an entry a frame, as detectors do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = residual()
+
+    def forward(self, x: Tensor) -> list[dict[str, Tensor]]:
+        return [{"boxes": one.repeat(4, 1)} for one in self.net(x)]
+
+
+def test_padding_takes_nothing_from_answers_that_are_a_list() -> None:
+    given = pictures(3, 0)
+    found = []
+    for sizes in ((), (4,)):
+        with sa.StreamProcessor(
+            Detecting().eval(), estimator=sa.estimators.Frozen(), class_scores=False
+        ) as one:
+            (result,) = one.run(given, preprocess=PREPARE, max_batch=3, pad_to=sizes)
+            assert isinstance(result.output, list) and len(result.output) == 3
+            found.append(torch.stack([answer["boxes"] for _, answer in result]))
+    assert found[0].shape == (3, 4, 5)
+    torch.testing.assert_close(found[1], found[0])
+
+
 def test_a_sink_that_fails_does_not_stop_the_cameras() -> None:
     good: list[Result] = []
 
