@@ -30,7 +30,7 @@ WORLDS = (
     ("over_exposure", 4),
     ("defocus_blur", 3),
 )
-"""Degradations and severities of the eight cameras, those of `benchmarks.cameras.mixed`."""
+"""Degradations and severities of eight cameras."""
 
 SEED = 20261128
 """Of the cameras; training has other seeds, and so other scenes."""

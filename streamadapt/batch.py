@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -13,6 +13,7 @@ from streamadapt.errors import StreamError
 from streamadapt.events import Rejection
 from streamadapt.streams import Admission
 
+T = TypeVar("T")
 REJECTIONS: tuple[Rejection, ...] = get_args(Rejection)
 SECONDS_PER_FRAME = 1 / 25
 """What a frame without a time stamp stands for at least."""
@@ -96,19 +97,11 @@ def frame_ids(
     Raises:
         StreamError: wrong length, an unhashable id, or a batch whose size is unknown.
     """
-    if ids is None:
-        return None
-    if entries is None or isinstance(ids, str | bytes) or len(ids) not in (entries, real):
-        found = "a string" if isinstance(ids, str | bytes) else f"{len(ids)} entries"
-        raise StreamError(
-            f"`ids` is {found} for a batch of {entries} frames. Give one entry a frame; None for "
-            "frames that no label will come for."
-        )
-    for one in ids:
+    found = _one_a_frame("ids", ids, entries, real, "frames that no label will come for")
+    for one in found or ():
         if not isinstance(one, Hashable):
             raise StreamError(f"An id must be hashable, such as a string; got {one!r}.")
-    ids = ids[:real]
-    return ids if any(one is not None for one in ids) else None
+    return found
 
 
 def rejections(
@@ -119,20 +112,30 @@ def rejections(
     Raises:
         StreamError: wrong length, no known reason, or a batch whose size is unknown.
     """
-    if rejected is None:
-        return None
-    if entries is None or isinstance(rejected, str | bytes) or len(rejected) not in (entries, real):
-        found = "a string" if isinstance(rejected, str | bytes) else f"{len(rejected)} entries"
-        raise StreamError(
-            f"`rejected` is {found} for a batch of {entries} frames. Give one entry a frame; None "
-            "for frames that may be learned from."
-        )
-    for one in rejected:
+    found: Sequence[Rejection | None] | None = _one_a_frame(
+        "rejected", rejected, entries, real, "frames that may be learned from"
+    )
+    for one in found or ():
         if one is not None and one not in REJECTIONS:
             known = ", ".join(REJECTIONS)
             raise StreamError(f"`rejected` has {one!r}. Known reasons: {known}.")
-    rejected = rejected[:real]
-    return rejected if any(one is not None for one in rejected) else None
+    return found
+
+
+def _one_a_frame(
+    name: str, values: Sequence[T | None] | None, entries: int | None, real: int | None, none: str
+) -> Sequence[T | None] | None:
+    """An argument's values for the real frames; None where there are none. `none`: who has none."""
+    if values is None:
+        return None
+    if entries is None or isinstance(values, str | bytes) or len(values) not in (entries, real):
+        found = "a string" if isinstance(values, str | bytes) else f"{len(values)} entries"
+        raise StreamError(
+            f"`{name}` is {found} for a batch of {entries} frames. Give one entry a frame; None "
+            f"for {none}."
+        )
+    values = values[:real]
+    return values if any(one is not None for one in values) else None
 
 
 def frames_by_stream(admission: Admission, entries: int | None) -> dict[Hashable, int]:

@@ -18,20 +18,10 @@ import torch
 import streamadapt as sa
 from benchmarks.models import cifar_images, load_cifar_resnet
 from benchmarks.record import RESULTS, Claim, environment, report, table, write
+from examples.scenes import SEED, WORLDS
 from streamadapt.pipeline import Preprocess
 from streamadapt.replay.corruptions import corrupt
 
-SEED = 20261128
-CAMERAS = (
-    ("none", 1),
-    ("fog", 4),
-    ("low_light", 4),
-    ("gaussian_noise", 3),
-    ("contrast", 4),
-    ("colour_cast", 4),
-    ("over_exposure", 4),
-    ("defocus_blur", 3),
-)
 FRAMES = 600  # of each camera
 WARM_UP = 100
 GAIN = 0.10
@@ -41,10 +31,10 @@ def pictures() -> tuple[Any, Any]:
     """Of each camera: uint8 `[8, FRAMES, 32, 32, 3]`, and labels `[8, FRAMES]`."""
     x, y = cifar_images()
     rng = np.random.default_rng(SEED)
-    chosen = rng.permutation(len(x))[: len(CAMERAS) * FRAMES].reshape(len(CAMERAS), FRAMES)
+    chosen = rng.permutation(len(x))[: len(WORLDS) * FRAMES].reshape(len(WORLDS), FRAMES)
     shown = [
         corrupt(x[own], name, severity=severity, rng=rng)
-        for own, (name, severity) in zip(chosen, CAMERAS, strict=True)
+        for own, (name, severity) in zip(chosen, WORLDS, strict=True)
     ]
     return np.stack(shown), y[chosen]
 
@@ -52,7 +42,7 @@ def pictures() -> tuple[Any, Any]:
 def answers(given: Any, *, rows: int | None) -> Any:
     """Classes `[8, FRAMES]` of a processor with so many rows; None: of the frozen model."""
     model, prepare = load_cifar_resnet(20), Preprocess.parse("normalize=imagenet")
-    names = [f"camera-{k}" for k in range(len(CAMERAS))]
+    names = [f"camera-{k}" for k in range(len(WORLDS))]
     found = np.zeros(given.shape[:2], np.int64)
     with sa.StreamProcessor(
         model,
@@ -85,7 +75,7 @@ def main() -> None:
     options = parser.parse_args()
     where = environment()
     given, labels = pictures()
-    kinds = {"frozen": None, "one shared row": 1, "a row a camera": len(CAMERAS)}
+    kinds = {"frozen": None, "one shared row": 1, "a row a camera": len(WORLDS)}
     wrong = {name: answers(given, rows=rows) != labels for name, rows in kinds.items()}
     errors = {
         name: {
@@ -97,7 +87,7 @@ def main() -> None:
     }
     rows = [
         [f"{name}, severity {severity}", *(f"{100 * e['cameras'][k]:.1f}" for e in errors.values())]
-        for k, (name, severity) in enumerate(CAMERAS)
+        for k, (name, severity) in enumerate(WORLDS)
     ]
     rows.append(["all", *(f"{100 * e['settled']:.1f}" for e in errors.values())])
     rows.append(["with the first hundred", *(f"{100 * e['all']:.1f}" for e in errors.values())])
@@ -112,7 +102,7 @@ def main() -> None:
         benchmark="cameras-mixed",
         arguments={"seed": SEED, "frames": FRAMES, "warm_up": WARM_UP},
         environment=where,
-        results={"cameras": [list(one) for one in CAMERAS], "errors": errors},
+        results={"cameras": [list(one) for one in WORLDS], "errors": errors},
         claims=claims,
     )
     report(claims, written=options.output)

@@ -82,7 +82,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
         help="batch sizes at which max-autotune is built, which takes minutes; with commas, or all",
     )
     add("--together", action="store_true", help="all variants in one process, also on the CPU")
-    add("--malloc", choices=list(MALLOC), default="kept", help="what processes do with memory")
+    add("--malloc", choices=MALLOC, default="kept", help="what processes do with memory")
     add("--memory", choices=["yes", "no", "only"], default="yes", help="measure peak memory")
     add(
         "--quick",

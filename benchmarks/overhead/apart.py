@@ -9,7 +9,6 @@ stronger baseline. Models that share a process are in between, by what the other
 from __future__ import annotations
 
 import multiprocessing
-import os
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
@@ -21,12 +20,10 @@ from benchmarks.overhead.baselines import eager, warm
 from benchmarks.overhead.configurations import Configuration, NotAvailableError, reason, set_up
 from benchmarks.overhead.timing import REFERENCE, Budget, Run, Start, Timer
 from benchmarks.overhead.variants import variants
+from streamadapt.replay.one_thread import keep_freed_memory
 
 STEPS = {1: 3}  # counted in a run, by batch; 1 in others
-MALLOC = {
-    "kept": {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 33)},
-    "default": {},
-}
+MALLOC = ("kept", "default")
 _PRELOADED = ["benchmarks.overhead.apart", "benchmarks.models", "streamadapt"]
 _LEAVING_SECONDS = 10.0
 
@@ -35,15 +32,11 @@ class Apart:
     """Each variant in a process of its own, on the CPU.
 
     Args:
-        malloc: what the processes do with memory that was freed; one choice in a run, because all
-            come from one server.
+        malloc: what the processes do with memory that was freed, one of `MALLOC`.
     """
 
     def __init__(self, malloc: str = "kept") -> None:
-        for choice in MALLOC.values():
-            for name in choice:
-                os.environ.pop(name, None)
-        os.environ.update(MALLOC[malloc])
+        self._keeps = malloc == "kept"
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(_PRELOADED)
 
@@ -51,7 +44,9 @@ class Apart:
         """Sets a configuration up; its processes end with `stack`."""
 
         def start(name: str, build: Any) -> Run:
-            return stack.enter_context(_Elsewhere(self._context, configuration, name, budget))
+            return stack.enter_context(
+                _Elsewhere(self._context, configuration, name, budget, keeps=self._keeps)
+            )
 
         return start
 
@@ -64,6 +59,7 @@ class _Elsewhere:
         configuration: what to measure.
         name: of the variant, or of the reference; what it builds is looked up there.
         budget: of time; building is stopped when it is used up.
+        keeps: memory that was freed.
 
     Raises:
         NotAvailableError: it cannot be built.
@@ -71,12 +67,18 @@ class _Elsewhere:
     """
 
     def __init__(
-        self, context: ForkServerContext, configuration: Configuration, name: str, budget: Budget
+        self,
+        context: ForkServerContext,
+        configuration: Configuration,
+        name: str,
+        budget: Budget,
+        *,
+        keeps: bool,
     ) -> None:
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(
             target=_serve,
-            args=(theirs, configuration, name, torch.get_num_threads()),
+            args=(theirs, configuration, name, torch.get_num_threads(), keeps),
             daemon=True,
         )
         self._process.start()
@@ -118,7 +120,11 @@ class _Elsewhere:
             raise RuntimeError(f"its process ended with status {self._process.exitcode}") from None
 
 
-def _serve(pipe: Connection, configuration: Configuration, name: str, threads: int) -> None:
+def _serve(
+    pipe: Connection, configuration: Configuration, name: str, threads: int, keeps: bool
+) -> None:
+    if keeps:
+        keep_freed_memory()
     torch.set_num_threads(threads)
     device = torch.device("cpu")
     with ExitStack() as stack:

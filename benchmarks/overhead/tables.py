@@ -261,7 +261,9 @@ def _memory(rows: Sequence[Row], *, cuda: bool) -> str:
         ]
         for one, group in held.items()
     ]
-    what = "what PyTorch's allocator held" if cuda else "of a process, beyond its libraries"
+    what = "what PyTorch's allocator held"
+    if not cuda:
+        what = "of a process with malloc as it comes, beyond its libraries"
     return markdown(["peak memory, MiB", *names], body) + (
         f"\n\nPeak memory is {what}, with weights, while settling and after."
     )

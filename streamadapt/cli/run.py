@@ -169,6 +169,8 @@ def _set_threads(given: int | None, *, cameras: int) -> None:
 
 
 def _end(operation: Operation, say: Callable[[str], None]) -> int:
+    from streamadapt.frames import redacted
+
     answered = sum(one.answered for one in operation.statuses)
     dropped = sum(one.dropped for one in operation.statuses)
     say(f"{answered} frames answered, {dropped} dropped")
@@ -176,6 +178,10 @@ def _end(operation: Operation, say: Callable[[str], None]) -> int:
     for status in operation.statuses:
         failed += [str(one.trouble) for one in status.cameras if one.state == "failed"]
         failed += [f"{name}: {count} writes failed" for name, count in status.sink_errors.items()]
+        failed += [
+            f"{redacted(str(stream))}: {count} frames cannot be prepared as --preprocess says"
+            for stream, count in status.unprepared.items()
+        ]
     for line in failed:
         print(f"streamadapt: {line}", file=sys.stderr)
     return 1 if failed else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from statistics import median
 
 _USUAL = 25  # intervals that the usual one is taken from
@@ -21,12 +22,16 @@ class Timeline:
         is_live: time stamps may be missing, then the time of arrival is taken; a gap of more than
             2 s is an outage. A file's gaps are its own.
         period_seconds: between frames, where nothing is known of it.
+
+    Attributes:
+        usual_seconds: between two frames.
     """
 
     def __init__(self, *, is_live: bool, period_seconds: float | None = None) -> None:
         self._is_live = is_live
         self._period = period_seconds or _PERIOD_SECONDS
-        self._intervals: list[float] = []
+        self._intervals: deque[float] = deque(maxlen=_USUAL)
+        self.usual_seconds = self._period
         self._last: float | None = None  # on the source's clock
         self._offset = 0.0
         self._shown = 0.0
@@ -62,7 +67,8 @@ class Timeline:
             self._offset = self._shown + self.usual_seconds - stamp
             self._soonest = None
         elif passed > 0.0:
-            self._intervals = [*self._intervals[1 - _USUAL :], passed]
+            self._intervals.append(passed)
+            self.usual_seconds = median(self._intervals)
         self._shown = max(stamp + self._offset, self._shown)
         return self._shown, not broken
 
@@ -80,8 +86,3 @@ class Timeline:
             self._soonest = late
         self._arrived = arrived
         return late - self._soonest
-
-    @property
-    def usual_seconds(self) -> float:
-        """Between two frames."""
-        return median(self._intervals) if self._intervals else self._period

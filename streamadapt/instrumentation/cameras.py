@@ -115,7 +115,12 @@ class CameraMetrics(Collector):
         for status in statuses:
             for camera in status.cameras:
                 stream = self._labels.of(camera.stream_id)
-                counts = {"delivered": camera.counts.delivered, **camera.counts.drops}
+                spoiled = status.unprepared.get(camera.stream_id, 0)
+                counts = {
+                    "delivered": camera.counts.delivered - spoiled,
+                    "unprepared": spoiled,
+                    **camera.counts.drops,
+                }
                 for outcome, count in counts.items():
                     totals[stream, outcome] = totals.get((stream, outcome), 0) + count
                 for one in _STATES:

@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from streamadapt.errors import ConfigurationError, DataError, StreamAdaptError, one_line
-from streamadapt.frames import Backoff, CameraStatus, FrameReader
+from streamadapt.errors import ConfigurationError, StreamAdaptError, one_line
+from streamadapt.frames import Backoff, CameraStatus, FrameReader, SourceError
 from streamadapt.frames import open as open_frames
 from streamadapt.guard import Guard
 from streamadapt.pipeline.fleet import Camera, CameraMode, Fleet
@@ -279,7 +279,7 @@ class Operation:
         try:
             for result in working.pipeline:
                 self._see(result)
-        except DataError:
+        except SourceError:
             pass  # its cameras say so themselves
         except Exception as error:
             log.exception("a pipeline stopped")

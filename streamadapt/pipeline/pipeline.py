@@ -27,7 +27,7 @@ from torch import Tensor
 from streamadapt import frames as fr
 from streamadapt.errors import ConfigurationError, StreamError, one_line
 from streamadapt.events import Event, StepCompleted
-from streamadapt.frames import CameraStatus, Frame, FrameReader
+from streamadapt.frames import CameraStatus, Frame, FrameReader, redacted
 from streamadapt.parts import some_frames
 from streamadapt.pipeline.batcher import Batcher
 from streamadapt.pipeline.kill_switch import KillSwitch
@@ -47,7 +47,9 @@ class PipelineStatus:
         cameras: what each reader does; removed ones are not among them.
         received: frames taken from sources, those of removed cameras included.
         answered: frames in results.
-        dropped: frames that were not handed on.
+        dropped: frames that were not handed on, or could not be prepared.
+        unprepared: frames that could not be prepared for the model, by camera; the first of each
+            was logged.
         in_flight: frames that wait, or are in the batch at work.
         sink_errors: writes that raised, by sink; each was logged.
         killed: the kill switch is on.
@@ -58,6 +60,7 @@ class PipelineStatus:
     answered: int
     dropped: int
     in_flight: int
+    unprepared: dict[Hashable, int]
     sink_errors: dict[str, int]
     killed: bool
 
@@ -118,6 +121,7 @@ class Pipeline:
         self._gone: Counter[str] = Counter()
         self._answered = 0
         self._in_batch = 0
+        self._unprepared: Counter[Hashable] = Counter()
         self._sink_errors: Counter[str] = Counter()
         self.last_sink_error: str | None = None
         self._step: StepCompleted | None = None
@@ -184,8 +188,11 @@ class Pipeline:
                 cameras,
                 self._gone["received"] + sum(one.received for one in counts),
                 self._answered,
-                self._gone["dropped"] + sum(one.dropped for one in counts),
+                self._gone["dropped"]
+                + sum(one.dropped for one in counts)
+                + sum(self._unprepared.values()),
                 self._in_batch + sum(one.waiting for one in counts),
+                dict(self._unprepared),
                 dict(self._sink_errors),
                 self._kill_switch.on,
             )
@@ -285,13 +292,27 @@ class Pipeline:
         groups: dict[Any, tuple[list[Frame], list[Tensor]]] = {}
         started = time.perf_counter()
         for frame in frames:
-            picture = self._preprocess(frame.data)
+            try:
+                picture = self._preprocess(frame.data)
+            except Exception as error:
+                if not self._answered:  # it is wrong for all of them
+                    raise
+                self._unprepared_one(frame, error)
+                continue
             key = tuple(picture.shape), picture.dtype
             own, pictures = groups.setdefault(key, ([], []))
             own.append(frame)
             pictures.append(picture)
         spent = (time.perf_counter() - started) / len(frames)
         return [(own, pictures, spent * len(own)) for own, pictures in groups.values()]
+
+    def _unprepared_one(self, frame: Frame, error: Exception) -> None:
+        """A frame of one camera is no picture for the model: the others go on."""
+        if not self._unprepared[frame.stream_id]:
+            log.warning("%r cannot be prepared: %s", frame, redacted(one_line(error)))
+        with self._bell:
+            self._unprepared[frame.stream_id] += 1
+            self._in_batch -= 1
 
     def _answer(self, frames: list[Frame], pictures: list[Tensor], prepared: float) -> Result:
         count = len(frames)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -167,10 +168,7 @@ class Preprocess:
         pixels = self._cropped(pixels)
         if self.channels == "BGR":
             pixels = pixels.flip(1)
-        scale = torch.tensor([1.0 / (self.divisor * one) for one in self.std]).view(1, 3, 1, 1)
-        shift = torch.tensor(
-            [-mean / std for mean, std in zip(self.mean, self.std, strict=True)]
-        ).view(1, 3, 1, 1)
+        scale, shift = _affine(self.mean, self.std, self.divisor)
         return torch.addcmul(shift, pixels.float(), scale).squeeze(0)
 
     def _fitted(self, pixels: Tensor) -> Tensor:
@@ -201,6 +199,17 @@ class Preprocess:
             )
         above, left = (height - high) // 2, (width - wide) // 2
         return pixels[..., above : above + high, left : left + wide]
+
+
+@lru_cache(maxsize=64)
+def _affine(
+    mean: tuple[float, ...], std: tuple[float, ...], divisor: float
+) -> tuple[Tensor, Tensor]:
+    """Scale and shift of normalisation, `[1, 3, 1, 1]` each."""
+    with torch.inference_mode(False):
+        scale = torch.tensor([1.0 / (divisor * one) for one in std])
+        shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)])
+        return scale.view(1, 3, 1, 1), shift.view(1, 3, 1, 1)
 
 
 def _resized(pixels: Tensor, size: tuple[int, int]) -> Tensor:

@@ -274,6 +274,27 @@ def test_batches_are_filled_up_for_captured_sizes() -> None:
         sa.Pipeline(sa.frames.open(pictures(1, 0)), one, preprocess=PREPARE, pad_to=(1, 2))
 
 
+def test_a_camera_that_turns_too_small_for_the_crop_leaves_the_others_alone() -> None:
+    shrinking = [*pictures(6, 0), *(one[:8, :8] for one in pictures(6, 1))]
+    with processor() as one:
+        sources = [
+            sa.frames.open(shrinking, stream_id="shrinking"),
+            sa.frames.open(pictures(12, 2), stream_id="other"),
+        ]
+        answered: dict[object, int] = {}
+        pipeline = sa.Pipeline(sources, one, preprocess=Preprocess(crop=16), max_batch=2)
+        for result in pipeline:
+            for frame, _ in result:
+                answered[frame.stream_id] = answered.get(frame.stream_id, 0) + 1
+        status = pipeline.status
+    assert answered == {"shrinking": 6, "other": 12}
+    assert status.unprepared == {"shrinking": 6}
+    assert (status.received, status.answered, status.dropped) == (24, 18, 6)
+    assert status.in_flight == 0
+    with processor() as one, pytest.raises(ConfigurationError, match="smaller than the crop"):
+        list(one.run(pictures(3, 0), preprocess=Preprocess(crop=64)))
+
+
 class Detecting(torch.nn.Module):
     """Answers with an entry a frame, as detectors do."""
 
