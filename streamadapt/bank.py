@@ -42,6 +42,15 @@ class State:
     aside: Moments | None = None
     anew: Tensor | None = None
 
+    def part(self, span: slice) -> State:
+        """The same of some channels."""
+        return replace(
+            self,
+            moments=self.moments.part(span),
+            source=self.source.part(span),
+            aside=None if self.aside is None else self.aside.part(span),
+        )
+
     def advance(
         self, moments: Moments, *, aside: Moments | None = None, **scalars: Tensor
     ) -> State:

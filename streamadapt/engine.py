@@ -16,17 +16,16 @@ from torch import Tensor, nn
 
 from streamadapt.alignment.features import FeatureMoments
 from streamadapt.alignment.head import AlignedHead
-from streamadapt.bank import RowState, State, StatisticsBank
-from streamadapt.committing import Committed, StepCommits, thresholds
+from streamadapt.bank import RowState, StatisticsBank
+from streamadapt.committing import Committed, Proposals, StepCommits, thresholds
 from streamadapt.drift import location_scale_distance
 from streamadapt.errors import ModelStateError
-from streamadapt.estimators import Estimator, Observation
-from streamadapt.estimators.base import OneLayer, Timing
+from streamadapt.estimators import Estimator
+from streamadapt.estimators.base import Timing
 from streamadapt.layout import BankLayout
 from streamadapt.moments import Moments
 from streamadapt.ops.compiled import Kernels
 from streamadapt.ops.device import DeviceOperations
-from streamadapt.ops.reduce import reduce_frames
 from streamadapt.taps import BufferBinding, Inventory, ModelTap, Staging, Step, verify_remappable
 from streamadapt.taps.device import DeviceTables
 from streamadapt.taps.folded import FoldedLayer
@@ -503,45 +502,10 @@ class AdaptationEngine:
             return CommittedStatistics(
                 lambda: self.bank.read(rows), self.layout, bound=bound, source=source, held=held
             )
-        elapsed = self.commits.weighing.elapsed(where)
-
-        def propose(index: int, state: State) -> Moments:
-            return self._proposal(step, index, where, state, elapsed)
-
         return ProposedStatistics(
-            lambda span: self.bank.read(where.places, span),
-            propose,
+            self.bank.read(where.places),
+            Proposals(step, where, self.commits, self.layout),
             self.layout,
             bound=bound,
             held=held,
-        )
-
-    def _proposal(
-        self, step: Step, index: int, where: StepRows, state: State, elapsed: Tensor
-    ) -> Moments:
-        observed = step.frame_moments(index)
-        if observed is None:
-            return state.moments
-        weights = self.commits.weighing.weights(where, observed.mean.shape[0], step.settling)
-        settling = step.settling
-        reduced = reduce_frames(observed, weights, None if settling is None else settling.trust)
-        span = self.layout.layers[index].span
-        layer = OneLayer(self.layout.eps[span], self.layout.depth[:, span])
-        seen = Observation(
-            reduced.moments, reduced.frames, elapsed, layer, settling=settling is not None
-        )
-        try:
-            new = self.estimator.update(state, seen).moments
-        except Exception as error:  # the caller's output comes first; reported with the commit
-            step.failure = step.failure or error
-            return state.moments
-        usable = (
-            torch.isfinite(new.mean).all(dim=1, keepdim=True)
-            & torch.isfinite(new.var).all(dim=1, keepdim=True)
-            & (self.commits.weighing.accepted(where, reduced.frames) > 0)
-        )
-        return Moments(
-            new.count,
-            torch.where(usable, new.mean, state.moments.mean),
-            torch.where(usable, new.var.clamp(min=0.0), state.moments.var),
         )

@@ -50,6 +50,11 @@ class Moments:
         var = (total_of_squares / safe - offset.square()).clamp(min=0.0)
         return cls(count, shift + offset, var)
 
+    def part(self, span: slice) -> Moments:
+        """Those of some channels."""
+        count = self.count if self.count.shape[-1:] == (1,) else self.count[..., span]
+        return Moments(count, self.mean[..., span], self.var[..., span])
+
     def blend(self, other: Moments, weight: Tensor | float) -> Moments:
         """The moments of a mixture: `other` with probability `weight`, `self` otherwise.
 

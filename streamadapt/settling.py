@@ -15,6 +15,7 @@ from streamadapt.estimators.base import PHASES
 from streamadapt.events import Phase, PhaseChanged
 from streamadapt.outbox import Outbox
 from streamadapt.readout import Readouts
+from streamadapt.scores import class_scores
 from streamadapt.steplock import StepLock
 from streamadapt.taps.step import Settling
 from streamadapt.transfer import upload
@@ -165,11 +166,11 @@ _LEAST_SHARE, _SLACK = 0.7, 0.05  # of the information that the source's answers
 
 def _stated(output: Any, entries: int) -> Tensor | None:
     """`1`, `p` and `H(p)` of every frame, `[frames, classes + 2]`; None for other outputs."""
-    scores = isinstance(output, Tensor) and output.dim() == 2 and output.is_floating_point()
-    if not scores or output.shape[0] != entries or output.shape[1] < 2:
+    scores = class_scores(output)
+    if scores is None or scores.dim() != 2 or scores.shape[0] != entries or scores.shape[1] < 2:
         return None
     with torch.inference_mode(False), torch.no_grad():
-        p = output.detach().double().softmax(dim=1)
+        p = scores.detach().double().softmax(dim=1)
         ones = torch.ones_like(p[:, :1])
         stated = torch.cat([ones, p, torch.special.entr(p).sum(dim=1, keepdim=True)], dim=1)
         return torch.where(torch.isfinite(stated), stated, 0.0)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from streamadapt.scores import main_output
+
 
 def compare_outputs(source: Any, candidate: Any) -> Tensor | None:
     """Agreement and relative difference of two outputs of the same structure.
@@ -34,7 +36,7 @@ def compare_outputs(source: Any, candidate: Any) -> Tensor | None:
 
 
 def _first_tensor(output: Any) -> Tensor | None:
-    for leaf in pytree.tree_leaves(output):
+    for leaf in pytree.tree_leaves(main_output(output)):
         if isinstance(leaf, Tensor) and leaf.is_floating_point():
             return leaf
     return None

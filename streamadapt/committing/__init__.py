@@ -3,6 +3,7 @@
 from streamadapt.committing.choice import choose_commit as choose_commit
 from streamadapt.committing.compiled import CompiledCommit as CompiledCommit
 from streamadapt.committing.device import DeviceCommit as DeviceCommit
+from streamadapt.committing.proposing import Proposals as Proposals
 from streamadapt.committing.steps import StepCommits as StepCommits
 from streamadapt.committing.steps import thresholds as thresholds
 from streamadapt.committing.written import Committed as Committed
@@ -14,6 +15,7 @@ __all__ = [
     "CompiledCommit",
     "DeviceCommit",
     "KernelCommit",
+    "Proposals",
     "StepCommits",
     "Written",
     "choose_commit",

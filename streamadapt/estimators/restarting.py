@@ -349,7 +349,7 @@ class Restarting(Estimator):
         layers = observed.layers
         span = layers.leading(self.watch_depth)
         eps = layers.eps.expand_as(one.mean)[..., span] + _TINY
-        apart = location_scale_distance(_part(one, span), _part(other, span), eps)
+        apart = location_scale_distance(one.part(span), other.part(span), eps)
         ran = observed.moments.count[..., span] > 0
         apart = torch.where(ran, apart.clamp(max=_LARGEST_DISTANCE), 0.0)
         return layers.mean_over_leading(apart, self.watch_depth)
@@ -514,7 +514,3 @@ def _select(rows: Tensor, one: Moments, other: Moments) -> Moments:
 
 def _like(source: Moments, moments: Moments) -> Moments:
     return Moments(moments.count, source.mean, source.var)
-
-
-def _part(moments: Moments, span: slice) -> Moments:
-    return Moments(moments.count[..., span], moments.mean[..., span], moments.var[..., span])

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from streamadapt.scores import class_scores
+
 _MOST_POSITIONS = 1024  # of a frame with an answer at every position
 COEFFICIENTS = (0.80, 0.49, 0.42)
 """Of information, flips and differences in `estimated_gain`."""
@@ -30,16 +32,15 @@ class Answers:
 
     @classmethod
     def of(cls, output: Any, frames: int) -> Answers | None:
-        """From class scores `[frames, classes, ...]`; None for any other output.
+        """From an output with `class_scores` `[frames, classes, ...]`; None for any other.
 
         Of an image of answers a grid of positions is taken, at most a thousand or so.
         """
-        if not isinstance(output, Tensor) or not output.is_floating_point() or output.dim() < 2:
-            return None
-        if output.shape[0] != frames or output.shape[1] < 2 or output.numel() == 0:
+        scores = class_scores(output)
+        if scores is None or scores.shape[0] != frames or scores.shape[1] < 2 or not scores.numel():
             return None
         with torch.inference_mode(False), torch.no_grad():
-            scores = output.detach()
+            scores = scores.detach()
             while math.prod(scores.shape[2:]) > _MOST_POSITIONS:
                 longest = max(range(2, scores.dim()), key=scores.shape.__getitem__)
                 scores = scores[(slice(None),) * longest + (slice(None, None, 2),)]

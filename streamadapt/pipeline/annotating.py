@@ -11,6 +11,7 @@ from torch import Tensor
 
 from streamadapt.errors import ConfigurationError
 from streamadapt.pipeline.result import Reading
+from streamadapt.scores import main_output
 
 _BAR = 26  # pixels, of the strip below the picture
 _FULL = 1.0  # drift at which the bar is full
@@ -52,7 +53,8 @@ def annotated(
 
     Drawn are class scores `[K]` (the best class), scores of pixels `[K, h, w]` (a mask over the
     picture; class 0 is not drawn), and detections, a mapping with `boxes` `[n, 4]` in pixels of
-    the picture and, if there are, `labels` and `scores`. The strip has the camera's name, a bar for
+    the picture and, if there are, `labels` and `scores`; of a mapping with `out` or `logits`, that
+    entry. The strip has the camera's name, a bar for
     its drift, and what is done with its statistics.
 
     Args:
@@ -70,6 +72,7 @@ def annotated(
     height, width = picture.shape[0] // 2 * 2, picture.shape[1] // 2 * 2
     picture = picture[:height, :width]
     text = None
+    output = main_output(output)
     if isinstance(output, Tensor) and output.dim() == 3:
         picture = _with_mask(picture, output)
     canvas = np.zeros((height + _BAR, width, 3), np.uint8)

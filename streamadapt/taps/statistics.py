@@ -97,22 +97,22 @@ class CommittedStatistics:
 
     def wanted(self, index: int, span: slice) -> Moments:
         """See `RowStatistics`; any span of channels will do."""
-        return _part(self._wanted, span)
+        return self._wanted.part(span)
 
     def held(self, span: slice) -> Moments:
         """See `RowStatistics`."""
-        return _part(self._held, span)
+        return self._held.part(span)
 
     def source(self, span: slice) -> Moments:
         """See `RowStatistics`."""
-        return _part(self._state.source, span)
+        return self._state.source.part(span)
 
 
 class ProposedStatistics:
     """What the estimator makes of the rows' at a layer when it has seen this batch there.
 
     Args:
-        read: the committed state of some channels.
+        state: the committed one of the rows, all channels.
         propose: from a layer's index and its state to the wanted moments.
         layout: the bank's.
         bound: as for `CommittedStatistics`.
@@ -123,16 +123,16 @@ class ProposedStatistics:
 
     def __init__(
         self,
-        read: Callable[[slice], State],
+        state: State,
         propose: Callable[[int, State], Moments],
         layout: BankLayout,
         *,
         bound: bool,
         held: Tensor | None = None,
     ) -> None:
-        self._read, self._propose, self._layout, self._bound = read, propose, layout, bound
+        self._whole, self._propose, self._layout, self._bound = state, propose, layout, bound
         self._own = held
-        self._states: dict[int, State] = {}  # read once in a step, by where a layer starts
+        self._states: dict[int, State] = {}  # by where a layer starts
 
     def coefficients(self, index: int) -> tuple[Tensor, Tensor]:
         """See `RowStatistics`."""
@@ -159,7 +159,7 @@ class ProposedStatistics:
 
     def _state(self, span: slice) -> State:
         if span.start not in self._states:
-            self._states[span.start] = self._read(span)
+            self._states[span.start] = self._whole.part(span)
         return self._states[span.start]
 
 
@@ -286,10 +286,6 @@ class FramesOwn:
 
 def _scaled(row: Moments, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return row.mean.float(), (row.var + eps).reciprocal_().float(), eps.float()
-
-
-def _part(moments: Moments, span: slice) -> Moments:
-    return Moments(moments.count, moments.mean[..., span], moments.var[..., span])
 
 
 def _at(moments: Moments, rows: Tensor | None) -> Moments:

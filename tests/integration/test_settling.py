@@ -366,6 +366,28 @@ def test_answers_that_say_less_than_the_sources_are_refused(size: int, streams: 
     assert passes == -(-16 // size)  # judged by 16 frames
 
 
+class Named(nn.Module):
+    """Answers as Transformers' models do."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        return {"logits": self.model(x)}
+
+
+def test_scores_with_a_name_are_judged_as_well() -> None:
+    events: list[Event] = []
+    with sa.StreamProcessor(
+        Named(outspoken()), estimator=Wrong(), on_event=events.append
+    ) as processor:
+        feed = Feed(processor)
+        for seed in range(2):
+            feed(frames(64, seed=seed))
+    assert sum(isinstance(event, SettlingRefused) for event in events) == 1
+
+
 def test_other_outputs_than_class_scores_are_not_judged(tmp_path: Path) -> None:
     class Maps(nn.Module):
         def __init__(self, model: nn.Module) -> None:

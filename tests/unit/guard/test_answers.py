@@ -64,7 +64,9 @@ def test_of_a_large_image_positions_are_taken_from_all_over(shape: tuple[int, ..
     "output",
     [
         None,
-        {"logits": torch.zeros(4, 3)},
+        {"scores": torch.zeros(4, 3)},
+        {"logits": torch.zeros(3, 3)},
+        {"out": None},
         [torch.zeros(4, 3)],
         torch.zeros(4),
         torch.zeros(3, 3),
@@ -77,6 +79,16 @@ def test_of_a_large_image_positions_are_taken_from_all_over(shape: tuple[int, ..
 )
 def test_what_is_no_class_scores_of_these_frames_is_not_judged(output: object) -> None:
     assert Answers.of(output, 4) is None
+
+
+@pytest.mark.parametrize("name", ["out", "logits"])
+def test_scores_are_found_in_what_segmentation_models_and_transformers_return(name: str) -> None:
+    output = scores(6, 4)
+    found = Answers.of({"aux": torch.zeros(6, 9), name: output}, 6)
+    alone = Answers.of(output, 6)
+    assert found is not None and alone is not None
+    torch.testing.assert_close(found.probabilities, alone.probabilities, rtol=0.0, atol=0.0)
+    assert torch.equal(found.classes, alone.classes)
 
 
 def test_of_no_frames_nothing_is_told() -> None:

@@ -115,6 +115,7 @@ def test_what_is_drawn() -> None:
     scores[2, :4] = 1.0  # the upper half is class 2, the lower one 0
     mask = annotated(grey, scores, READING)
     assert (mask[44:80] == 90).all() and not (mask[:36] == 90).any(axis=2).all()
+    assert (annotated(grey, {"aux": None, "out": scores}, READING) == mask).all()
     boxes = {"boxes": torch.tensor([[10.0, 20.0, 50.0, 60.0]]), "labels": torch.tensor([1])}
     boxed = annotated(grey, boxes, READING)
     assert (boxed[40, 10] != 90).any() and (boxed[40, 30] == 90).all()
