@@ -148,8 +148,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--output", type=Path, default=RESULTS / "cameras-load.json")
     options = parser.parse_args()
-    keep_freed_memory()
-    torch.set_num_threads(1)  # as `streamadapt run` does: decoders need the other core
+    keep_freed_memory(arenas=1)
+    torch.set_num_threads(1)  # as `streamadapt run` does, both: decoders need the other core
     where = environment()
     found = {
         "all healthy": run(options.seconds, troubled=False),

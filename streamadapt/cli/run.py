@@ -110,7 +110,7 @@ def main(args: argparse.Namespace) -> int:
     from streamadapt.replay.models import load_model
     from streamadapt.replay.one_thread import keep_freed_memory
 
-    keep_freed_memory()
+    keep_freed_memory(arenas=1)
     fleet = _fleet(args)
     _set_threads(args.threads, cameras=len(fleet.cameras))
     preprocess = _preprocess(fleet.preprocess)

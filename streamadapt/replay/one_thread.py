@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 _LARGEST = 2**31 - 1  # both are int
 
 
@@ -28,7 +28,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(*, arenas: int | None = None) -> None:
     """Have this process keep freed memory for the next activation of that size.
 
     glibc maps each large allocation anew and gives it back when it is freed, so the kernel zeroes
@@ -36,8 +36,15 @@ def keep_freed_memory() -> None:
     times as fast when it does not (19 to 100 images a second on one core). The same as
     `MALLOC_MMAP_THRESHOLD_` and `MALLOC_TRIM_THRESHOLD_` in the environment. Does nothing with
     other C libraries. It is for processes of our own: a library must not decide it for its host.
+
+    Args:
+        arenas: heaps at most, to be said before threads start; None: as the C library likes. A
+            thread that decodes has a heap of its own otherwise, and what is kept there grows for
+            minutes until each has had its worst case.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _LARGEST)
         mallopt(_M_TRIM_THRESHOLD, _LARGEST)
+        if arenas is not None:
+            mallopt(_M_ARENA_MAX, arenas)
