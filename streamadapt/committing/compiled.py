@@ -14,7 +14,7 @@ from streamadapt.committing.written import Written
 from streamadapt.estimators import Estimator, Restarting
 from streamadapt.layout import BankLayout, layers_up_to
 from streamadapt.moments import Moments
-from streamadapt.ops.compiled import CommitCall, Kernels
+from streamadapt.ops.compiled import CommitCall, Kernels, ProposalCall
 from streamadapt.ops.reduce import FrameMoments, shows_outliers
 
 _KEPT = 4  # steps' moments
@@ -57,14 +57,18 @@ class CompiledCommit:
         self._arrays = {
             "eps": np.array([one.eps for one in layers], dtype=np.float64),
             "memory": estimator.memory_seconds(depth).numpy().copy(),
+            "prior": estimator.settling_prior(depth).numpy().copy(),
             "starts": np.array([one.start for one in layers], dtype=np.int64),
             "sizes": np.array([one.channels for one in layers], dtype=np.int64),
             "columns": np.array(
                 [first + bank.scalar_names.index(name) for name in _COLUMNS], dtype=np.int64
             ),
         }
+        self._layers = layers
+        called = {name: array.ctypes.data for name, array in self._arrays.items()}
+        del called["prior"]
         self._call = CommitCall(
-            **{name: array.ctypes.data for name, array in self._arrays.items()},
+            **called,
             channels=layout.padded_channels,
             layers=len(layers),
             width=bank.columns.width,
@@ -137,6 +141,74 @@ class CompiledCommit:
             trust if shows_outliers(batch) else None,
             phase,
         )
+
+    def propose(
+        self,
+        index: int,
+        rows: Rows,
+        mean: Tensor,
+        var: Tensor,
+        weights: Tensor,
+        *,
+        trust: Tensor | None,
+        elapsed: Tensor,
+        held: Sequence[bool] | Tensor | None,
+    ) -> tuple[Tensor, Tensor] | None:
+        """What a settling pass makes of a layer: mean and variance `[rows, channels]` float64.
+
+        Args:
+            index: of the layer.
+            rows: of the bank.
+            mean: of the layer's frames, `[frames, channels]` float64.
+            var: likewise.
+            weights: as in a call.
+            trust: how much each frame counts, `[frames]` float64; None: all alike.
+            elapsed: as in a call.
+            held: likewise.
+
+        Returns:
+            None where this step is not for it.
+        """
+        strided = mean.stride() == var.stride() and mean.stride(1) == 1
+        strided = strided and mean.dtype == var.dtype == torch.float64
+        if isinstance(rows, Tensor) or isinstance(held, Tensor) or not strided:
+            return None
+        bank, layer, count = self._bank, self._layers[index], len(rows)
+        weights, elapsed = weights.contiguous(), elapsed.contiguous()
+        trust = None if trust is None else trust.contiguous()
+        wanted = torch.empty(2, count, layer.channels, dtype=torch.float64)
+        places = (ctypes.c_int64 * count)(*rows)
+        allowed = None
+        if held is not None:
+            allowed = (ctypes.c_double * count)(*(0.0 if one else 1.0 for one in held))
+        columns, start = self._arrays["columns"], 4 * layer.start  # bytes of fp32
+        self._kernels.run_proposal(
+            ProposalCall(
+                mean=mean.data_ptr(),
+                var=var.data_ptr(),
+                weights=weights.data_ptr(),
+                trust=None if trust is None else trust.data_ptr(),
+                elapsed=elapsed.data_ptr(),
+                allowed=None if allowed is None else ctypes.addressof(allowed),
+                rows=ctypes.addressof(places),
+                data=bank.data.data_ptr() + start,
+                tallies=bank.tallies.data_ptr(),
+                source=bank.source.data_ptr() + start,
+                wanted_mean=wanted[0].data_ptr(),
+                wanted_var=wanted[1].data_ptr(),
+                batch=mean.shape[0],
+                row_count=count,
+                stride=mean.stride(0),
+                channels=self._call.channels,
+                size=layer.channels,
+                width=self._call.width,
+                phase=columns[_COLUMNS.index("phase")],
+                settled_seconds=columns[_COLUMNS.index("settled_seconds")],
+                eps=layer.eps,
+                prior=self._arrays["prior"][index],
+            )
+        )
+        return wanted[0], wanted[1]
 
     def _next_pooled(self, rows: int, channels: int) -> Tensor:
         """Where moments of rows go: anew in each step, they would be mapped and faulted in anew.

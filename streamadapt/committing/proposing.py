@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from streamadapt.bank import State
+from streamadapt.committing.compiled import CompiledCommit
 from streamadapt.committing.steps import StepCommits
 from streamadapt.estimators import Observation
 from streamadapt.estimators.base import OneLayer
@@ -33,6 +34,10 @@ class Proposals:
         self._estimator, self._weighing = commits.estimator, commits.weighing
         self._elapsed = commits.weighing.elapsed(where)
         self._weights: Tensor | None = None
+        kernels = commits.by_kernels
+        self._kernels = None
+        if isinstance(kernels, CompiledCommit) and where.control is None:
+            self._kernels = kernels
 
     def __call__(self, index: int, state: State) -> Moments:
         """Wanted moments of a layer, `[rows, channels]` float64; `state`: its rows' there.
@@ -48,6 +53,19 @@ class Proposals:
         if self._weights is None or self._weights.shape[1] != frames:
             self._weights = self._weighing.weights(self._where, frames, settling)
         trust = None if settling is None else settling.trust
+        if settling is not None and self._kernels is not None:
+            found = self._kernels.propose(
+                index,
+                self._where.rows,
+                observed.mean,
+                observed.var,
+                self._weights,
+                trust=trust,
+                elapsed=self._elapsed,
+                held=self._where.held,
+            )
+            if found is not None:
+                return Moments(state.moments.count, *found)
         reduced = reduce_frames(observed, self._weights, trust)
         span = layout.layers[index].span
         seen = Observation(

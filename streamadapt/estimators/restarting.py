@@ -265,7 +265,7 @@ class Restarting(Estimator):
         assert state.aside is not None
         settling = state.scalars["phase"] == SETTLING
         if observed.settling:
-            prior = self._by_depth(_FIRST_PRIOR_SECONDS, observed.layers.depth)
+            prior = self.settling_prior(observed.layers.depth)
             memory, seconds = prior + state.scalars["settled_seconds"], _seconds(observed)
             shown = _within_trust(observed.moments, state.source, observed)
             seen = state.aside.blend(shown, seconds / (memory + seconds))
@@ -298,6 +298,10 @@ class Restarting(Estimator):
     def memory_seconds(self, depth: Tensor) -> Tensor:
         """Of layers at some depth, from 0 to 1, while following."""
         return self._by_depth(self.window_seconds, depth)
+
+    def settling_prior(self, depth: Tensor) -> Tensor:
+        """Seconds that the source counts for in settling passes, of layers at some depth."""
+        return self._by_depth(_FIRST_PRIOR_SECONDS, depth)
 
     def _by_depth(self, first: float, depth: Tensor) -> Tensor:
         """From so many seconds in the first layer to `prior_seconds` in the last."""

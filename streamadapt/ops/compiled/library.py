@@ -45,6 +45,32 @@ _COMMIT_VALUES = (
 )
 
 
+_PROPOSAL_POINTERS = (
+    "mean",
+    "var",
+    "weights",
+    "trust",
+    "elapsed",
+    "allowed",
+    "rows",
+    "data",
+    "tallies",
+    "source",
+    "wanted_mean",
+    "wanted_var",
+)
+_PROPOSAL_SIZES = (
+    "batch",
+    "row_count",
+    "stride",
+    "channels",
+    "size",
+    "width",
+    "phase",
+    "settled_seconds",
+)
+
+
 class LayerCall(ctypes.Structure):
     """`sa_layer` of `src/streamadapt.h`, where its fields are explained."""
 
@@ -110,6 +136,16 @@ class CommitCall(ctypes.Structure):
     )
 
 
+class ProposalCall(ctypes.Structure):
+    """`sa_proposal` of `src/streamadapt.h`, where its fields are explained."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in _PROPOSAL_POINTERS),
+        *((name, ctypes.c_int64) for name in _PROPOSAL_SIZES),
+        *((name, ctypes.c_double) for name in ("eps", "prior")),
+    )
+
+
 @dataclass(frozen=True)
 class Kernels:
     """The library.
@@ -144,6 +180,15 @@ class Kernels:
         """
         if self.handle.sa_run_commit(ctypes.addressof(call)) < 0:
             raise MemoryError("no memory for a commit")
+
+    def run_proposal(self, call: ProposalCall) -> None:
+        """What a settling pass makes of a layer.
+
+        Raises:
+            MemoryError: there was no room to work in.
+        """
+        if self.handle.sa_run_proposal(ctypes.addressof(call)) < 0:
+            raise MemoryError("no memory for a settling pass")
 
     def fill_tables(self, call: TablesCall) -> None:
         """Statistics as scale and shift."""
@@ -185,6 +230,8 @@ def find() -> Found:
         handle.sa_run_layer.argtypes = [ctypes.c_void_p]
         handle.sa_run_commit.restype = ctypes.c_int64
         handle.sa_run_commit.argtypes = [ctypes.c_void_p]
+        handle.sa_run_proposal.restype = ctypes.c_int64
+        handle.sa_run_proposal.argtypes = [ctypes.c_void_p]
         handle.sa_fill_tables.restype = None
         handle.sa_fill_tables.argtypes = [ctypes.c_void_p]
         handle.sa_same_words.restype = ctypes.c_int32

@@ -1,6 +1,6 @@
 /* The commit of a step for one instruction set, SA_SET: `Restarting.update` and `.decide`, the
  * reduction of frames to rows before them and the transaction of the bank after them, for all
- * layers of all rows. The Python code is the specification and explains what is done; names are
+ * layers of all rows; and what a settling pass makes of one layer. The Python code is the specification and explains what is done; names are
  * the same here.
  */
 
@@ -336,5 +336,76 @@ int NAMED(commit, SA_SET)(const sa_commit *c) {
     find_trust(&w);
     for (int64_t r = 0; r < c->row_count; r++) commit_row(&w, r);
     free(room);
+    return 0;
+}
+
+/* One layer of one row; `share` is room for the frames'. */
+static void propose_row(const sa_proposal *p, int64_t r, const uint8_t *finite, double *share) {
+    const float *data = p->data + p->rows[r] * 4 * p->channels;
+    const float *held_var = data + p->channels;
+    const float *aside_mean = data + 2 * p->channels, *aside_var = data + 3 * p->channels;
+    const float *source_var = p->source + p->channels;
+    const double *tallies = p->tallies + p->rows[r] * p->width;
+    double *mean = p->wanted_mean + r * p->size, *var = p->wanted_var + r * p->size;
+    double frames = 0.0, total = 0.0, sum = 0.0;
+    for (int64_t f = 0; f < p->batch; f++) {
+        double weight = finite[f] ? p->weights[r * p->batch + f] : 0.0;
+        frames += weight;
+        share[f] = p->trust ? weight * p->trust[f] : weight;
+        total += share[f];
+    }
+    int moves = frames * (p->allowed ? p->allowed[r] : 1.0) > 0.0 && tallies[p->phase] == SETTLING;
+    if (moves) {
+        for (int64_t i = 0; i < p->size; i++) mean[i] = var[i] = 0.0;
+        for (int64_t f = 0; f < p->batch; f++) {
+            share[f] /= most(total, 1e-300);
+            if (share[f] == 0.0) continue;
+            const double *from = p->mean + f * p->stride;
+            for (int64_t i = 0; i < p->size; i++) mean[i] += share[f] * from[i];
+        }
+        for (int64_t f = 0; f < p->batch; f++) {
+            if (share[f] == 0.0) continue;
+            const double *from = p->mean + f * p->stride, *spread_of = p->var + f * p->stride;
+            for (int64_t i = 0; i < p->size; i++) {
+                double d = from[i] - mean[i];
+                var[i] += share[f] * (spread_of[i] + d * d);
+            }
+        }
+        double passed = most(least(p->elapsed[r], frames * LONGEST_FRAME), frames * SHORTEST_FRAME);
+        double weight = passed / (p->prior + tallies[p->settled_seconds] + passed);
+        double low = exp(LEAST_LOG), high = exp(MOST_LOG);
+        for (int64_t i = 0; i < p->size; i++) {
+            double sm = (double)p->source[i], sv = (double)source_var[i], su = sv + p->eps;
+            double far = TRUSTED_SIGMAS * sqrt(su), floor = sv * low, top = su * high;
+            double m = (double)aside_mean[i], v = (double)aside_var[i];
+            double d = sm + within(mean[i] - sm, -far, far) - m;
+            double shown = within(var[i], floor, top);
+            double now = m + d * weight;
+            double wide = v + weight * (shown - v) + d * d * (weight * (1.0 - weight));
+            mean[i] = sm + within(now - sm, -far, far);
+            var[i] = most(within(wide, floor, top), 0.0);
+            sum += now + wide;
+        }
+    }
+    if (moves && sum * 0.0 == 0.0) return;
+    for (int64_t i = 0; i < p->size; i++) {
+        mean[i] = (double)data[i];
+        var[i] = (double)held_var[i];
+    }
+}
+
+int NAMED(propose, SA_SET)(const sa_proposal *p) {
+    size_t batch = (size_t)p->batch;
+    double *share = malloc(batch * (sizeof *share + 1));
+    if (!share) return -2;
+    uint8_t *finite = (uint8_t *)(share + batch);
+    for (int64_t f = 0; f < p->batch; f++) {
+        const double *mean = p->mean + f * p->stride, *var = p->var + f * p->stride;
+        double total = 0.0;
+        for (int64_t i = 0; i < p->size; i++) total += mean[i] + var[i];
+        finite[f] = total * 0.0 == 0.0;
+    }
+    for (int64_t r = 0; r < p->row_count; r++) propose_row(p, r, finite, share);
+    free(share);
     return 0;
 }

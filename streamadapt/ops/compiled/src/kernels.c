@@ -494,7 +494,9 @@ static void tables(const sa_tables *t, int64_t row, int64_t layer) {
 }
 
 int NAMED(commit, SA_SET)(const sa_commit *);
+int NAMED(propose, SA_SET)(const sa_proposal *);
 
 const sa_kernels NAMED(sa_kernels, SA_SET) = {
-    TEXT(SA_SET), planes, centres, pixels, distance, tables, NAMED(commit, SA_SET), HALF
+    TEXT(SA_SET), planes, centres, pixels, distance, tables, NAMED(commit, SA_SET),
+    NAMED(propose, SA_SET), HALF
 };

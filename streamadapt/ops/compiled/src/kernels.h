@@ -25,6 +25,7 @@ typedef struct {
     double (*distance)(const sa_layer *, int64_t frame);
     void (*tables)(const sa_tables *, int64_t row, int64_t layer);
     int (*commit)(const sa_commit *);
+    int (*propose)(const sa_proposal *);
     int has_float16;
 } sa_kernels;
 

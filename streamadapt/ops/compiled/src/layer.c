@@ -246,3 +246,5 @@ int32_t sa_same_words(const int32_t *const *words, const int32_t *known, int64_t
 }
 
 int64_t sa_run_commit(const sa_commit *commit) { return kernels()->commit(commit); }
+
+int64_t sa_run_proposal(const sa_proposal *proposal) { return kernels()->propose(proposal); }

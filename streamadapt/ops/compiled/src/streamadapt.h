@@ -107,10 +107,31 @@ typedef struct {
     double block_frames, block_seconds, alarm, clip, max_weight, level, unlike;
 } sa_commit;
 
+/* What `Restarting` makes of one layer in a settling pass. Pointers to channels are to the layer's
+ * first; `stride` and `channels` are those of the whole step and of the bank. */
+typedef struct {
+    const double *mean;    /* [frames, stride] */
+    const double *var;
+    const double *weights; /* [rows, frames]: which frames are of which row */
+    const double *trust;   /* [frames]; NULL: they count alike */
+    const double *elapsed; /* [rows], seconds */
+    const double *allowed; /* [rows], 0 where a row is held; NULL: none is */
+    const int64_t *rows;   /* their places in the bank */
+    const float *data;     /* [*, 4, channels] */
+    const double *tallies; /* [*, width] */
+    const float *source;   /* [2, channels] */
+    double *wanted_mean;   /* [rows, size] */
+    double *wanted_var;
+    int64_t batch, row_count, stride, channels, size, width, phase, settled_seconds;
+    double eps, prior;
+} sa_proposal;
+
 /* The number of frames that were left out; -1: the dtype is not supported; -2: out of memory. */
 SA_EXPORT int64_t sa_run_layer(const sa_layer *layer);
 /* 0; -2: out of memory, and nothing was changed. */
 SA_EXPORT int64_t sa_run_commit(const sa_commit *commit);
+/* 0; -2: out of memory. */
+SA_EXPORT int64_t sa_run_proposal(const sa_proposal *proposal);
 SA_EXPORT void sa_fill_tables(const sa_tables *tables);
 /* Whether words in memory are still what they were. */
 SA_EXPORT int32_t sa_same_words(const int32_t *const *words, const int32_t *known, int64_t count);
