@@ -25,7 +25,17 @@ ROOT = "streamadapt"
 # Each module may import from its own layer and from those above it in this list. `streamadapt`
 # itself, which only hands names on, has a place of its own; `testing` may import anything.
 LAYERS = (
-    {"errors", "events", "fingerprint", "layout", "locking", "moments", "profile", "transfer"},
+    {
+        "errors",
+        "events",
+        "fingerprint",
+        "layout",
+        "locking",
+        "moments",
+        "profile",
+        "scores",
+        "transfer",
+    },
     {"bank", "ops", "store", "streams"},
     {"alignment", "drift", "estimators", "guard", "taps"},
     {
