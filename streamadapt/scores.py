@@ -13,7 +13,9 @@ _NAMES = ("out", "logits")  # of torchvision's segmentation models, and of Trans
 def class_scores(output: Any) -> Tensor | None:
     """Class scores `[frames, classes, ...]` of a classifier's or a segmentation model's output.
 
-    The output itself, or a mapping's entry `out` or `logits`.
+    The output itself, or a mapping's entry `out` or `logits`, `[frames, classes]` or
+    `[frames, classes, height, width]`. A mapping's entry of three dimensions is none: detectors
+    return `[frames, queries, classes]` under these names.
 
     Returns:
         A floating-point tensor with two dimensions at least; None: the output has no such thing.
@@ -24,9 +26,9 @@ def class_scores(output: Any) -> Tensor | None:
         torch.Size([2, 21, 4, 4])
     """
     found = main_output(output)
-    if isinstance(found, Tensor) and found.is_floating_point() and found.dim() >= 2:
-        return found
-    return None
+    if not isinstance(found, Tensor) or not found.is_floating_point() or found.dim() < 2:
+        return None
+    return None if found is not output and found.dim() == 3 else found
 
 
 def main_output(output: Any) -> Any:

@@ -53,9 +53,9 @@ def annotated(
 
     Drawn are class scores `[K]` (the best class), scores of pixels `[K, h, w]` (a mask over the
     picture; class 0 is not drawn), and detections, a mapping with `boxes` `[n, 4]` in pixels of
-    the picture and, if there are, `labels` and `scores`; of a mapping with `out` or `logits`, that
-    entry. The strip has the camera's name, a bar for
-    its drift, and what is done with its statistics.
+    the picture and, if there are, `labels` and `scores`; of another mapping with `out` or `logits`,
+    that entry. The strip has the camera's name, a bar for its drift, and what is done with its
+    statistics.
 
     Args:
         picture: uint8 `[H, W, 3]`, RGB.
@@ -72,7 +72,8 @@ def annotated(
     height, width = picture.shape[0] // 2 * 2, picture.shape[1] // 2 * 2
     picture = picture[:height, :width]
     text = None
-    output = main_output(output)
+    boxed = isinstance(output, Mapping) and "boxes" in output
+    output = output if boxed else main_output(output)
     if isinstance(output, Tensor) and output.dim() == 3:
         picture = _with_mask(picture, output)
     canvas = np.zeros((height + _BAR, width, 3), np.uint8)
@@ -82,7 +83,7 @@ def annotated(
     if isinstance(output, Tensor) and output.dim() == 1 and output.numel() > 1:
         probability, best = output.detach().float().softmax(0).max(0)
         text = f"{_name(int(best), labels)} {100 * float(probability):.0f} %"
-    elif isinstance(output, Mapping) and "boxes" in output:
+    elif boxed:
         _draw_boxes(draw, output, labels)
     if text is not None:
         _label(draw, (6, 6), text, (0, 0, 0))

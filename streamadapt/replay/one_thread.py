@@ -38,9 +38,8 @@ def keep_freed_memory(*, arenas: int | None = None) -> None:
     other C libraries. It is for processes of our own: a library must not decide it for its host.
 
     Args:
-        arenas: heaps at most, to be said before threads start; None: as the C library likes. A
-            thread that decodes has a heap of its own otherwise, and what is kept there grows for
-            minutes until each has had its worst case.
+        arenas: heaps at most, to be said before threads start; None: as the C library likes, which
+            gives threads heaps of their own, and what is kept in one serves no other thread.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

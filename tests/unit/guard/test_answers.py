@@ -66,6 +66,7 @@ def test_of_a_large_image_positions_are_taken_from_all_over(shape: tuple[int, ..
         None,
         {"scores": torch.zeros(4, 3)},
         {"logits": torch.zeros(3, 3)},
+        {"logits": torch.zeros(4, 100, 3), "pred_boxes": torch.zeros(4, 100, 4)},
         {"out": None},
         [torch.zeros(4, 3)],
         torch.zeros(4),

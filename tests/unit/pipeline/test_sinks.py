@@ -118,6 +118,7 @@ def test_what_is_drawn() -> None:
     assert (annotated(grey, {"aux": None, "out": scores}, READING) == mask).all()
     boxes = {"boxes": torch.tensor([[10.0, 20.0, 50.0, 60.0]]), "labels": torch.tensor([1])}
     boxed = annotated(grey, boxes, READING)
+    assert (annotated(grey, {"logits": torch.zeros(9, 3), **boxes}, READING) == boxed).all()
     assert (boxed[40, 10] != 90).any() and (boxed[40, 30] == 90).all()
     for action in ("held", "shrunk", "rolled_back", "pinned", "shadow", "frozen", "killed"):
         other = annotated(grey, None, Reading(None, None, action))  # type: ignore[arg-type]
