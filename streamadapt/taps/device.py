@@ -211,8 +211,8 @@ class DeviceStep:
                     table = tables.of(wanted.mean, wanted.var, span)
                 if own is not None and measures:
                     table, rows = self._owned(index, moments, table, rows)
-            if own is not None and not measures and own.foreign is not None:
-                table, rows = self._leant(span, table, rows, own.foreign)
+            if own is not None and not measures and own.leaning is not None:
+                table, rows = self._leant(span, table, rows, own.leaning[:, 0])
         centre = table[:, 2 if table.shape[1] == 3 else CENTRE]
         given = (table[:, SCALE], table[:, SHIFT], centre, rows, residual, low, high, sums)
         if in_place:
@@ -296,13 +296,13 @@ class DeviceStep:
         own = self._own
         assert own is not None
         mean, var = moments
-        foreign, first = own.foreign, index == 0
-        if foreign is None or foreign.shape != mean.shape[:1]:
-            foreign, first = mean.new_zeros(len(mean)), True
+        foreign, first = own.leaning, index == 0
+        if foreign is None or len(foreign) != len(mean):
+            foreign, first = mean.new_zeros(len(mean), 1), True
         out = table.new_empty(len(mean), 3, mean.shape[1])
         eps, usual = self._tables.layers[index].eps, own.thresholds[index]
-        self._do.correct_own_(mean, var, table, rows, eps, usual, first, foreign, out)
-        own.foreign, self._later = foreign, None
+        self._do.correct_own_(mean, var, table, rows, eps, usual, first, foreign[:, 0], out)
+        own.leaning, self._later = foreign, None
         return out, self._numbers(len(mean), mean.device)
 
     def _leant(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,6 +33,7 @@ class FusedStep:
         now: statistics depend on the frames themselves, layer by layer.
         first: row of the tables that the step's rows start with.
         alike: it is the same for all rows.
+        source: address of the source's statistics, `[2, padded channels]` fp32.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class FusedStep:
         now: bool,
         first: int,
         alike: bool,
+        source: int,
     ) -> None:
         self._step, self._tables = step, tables
         self._run, self._plans = tables.kernels.run_layer, tables.plans
@@ -52,7 +53,15 @@ class FusedStep:
         self._observe, self._direct, self._staged = step.observe, step.direct, step.staged
         self._positions = step.positions
         self._statistics, self._now = statistics, now
-        self._alike, self._own = alike, step.own
+        self._alike, self._own, self._source = alike, step.own, source
+        self._leaning: Tensor | None = None  # what `own` was told of frames that are corrected
+        self._foreign_at = self._distances_at = 0
+        self._rows = 0
+        if step.entries is not None:
+            if step.own is not None:
+                self._distances_at, self._foreign_at = tables.of_frames(step.entries)
+            if step.rows is not None and not alike:
+                self._rows = tables.rows_of(step.rows)
         self._place = tables.address(first)
         self._stride = 4 * tables.padded
         self._shift = tables.padded * BYTES
@@ -64,11 +73,11 @@ class FusedStep:
     def _calls(self) -> tuple[Any, ...] | None:
         """What calls depend on, their inputs apart; None: on more than stays from step to step."""
         step, own = self._step, self._own
-        if self._now or step.entries is None or not (self._alike or step.rows is None):
+        if self._now or step.entries is None:
             return None
         room = self._moments_at() if step.observe or own is not None else None
-        usual = None if own is None else own.thresholds
-        return self._place, room, self._threads, step.observe, step.entries, usual
+        usual = None if own is None else (own.thresholds, self._foreign_at, self._source)
+        return self._place, room, self._threads, step.observe, step.entries, self._rows, usual
 
     def _moments_at(self) -> int:
         """Address of the room for moments."""
@@ -101,7 +110,7 @@ class FusedStep:
             or x.requires_grad
             or not x.is_cpu
             or (low, high) != plan.bounds
-            or (own is not None and own.leans)
+            or (own is not None and own.leaning is not self._leaning)
         ):
             return self._first(index, x, residual, low, high, in_place)
         observe = self._observe
@@ -124,7 +133,7 @@ class FusedStep:
         if far < 0:
             raise MemoryError("no memory for a layer's sums")
         if far:
-            self._correct(index, plan, None, measures=True)
+            self._lean()
         if observe:
             self._direct[index], self._positions[index] = True, plan.positions
         return y
@@ -178,21 +187,26 @@ class FusedStep:
         call.row_stride = self._stride
         call.scale = self._place + start * BYTES
         call.shift = call.scale + self._shift
-        call.rows = None if rows is None or self._alike else rows.data_ptr()
-        call.distance = None
-        leans = own is not None and own.leans and not plan.measures
-        if self._now or leans:
+        call.rows = None
+        if rows is not None and not self._alike:
+            call.rows = self._rows or rows.data_ptr()
+        call.distance = call.foreign = None
+        if self._now or (own is not None and own.leaning is not self._leaning):
             self._by_frame(index, plan, rows)
         else:
-            if plan.measures:
-                assert own is not None
-                call.distance = self._tables.distances(items)[1]
-                call.usual = own.thresholds[index]
+            if own is not None:
+                if not self._foreign_at:  # frames are counted only now
+                    self._distances_at, self._foreign_at = self._tables.of_frames(items)
                 call.row_precision = call.scale + 2 * self._shift
                 call.row_mean = call.scale + 3 * self._shift
+                call.source_mean = self._source + start * BYTES
+                call.source_var = call.source_mean + self._shift
+                call.foreign, call.begins = self._foreign_at, int(index == 0)
+            if own is not None and plan.measures:
+                call.distance, call.usual = self._distances_at, own.thresholds[index]
             plan.bounds, plan.ready = (low, high), self._key
-            if self._run(plan.address) and plan.measures:
-                self._correct(index, plan, rows, measures=True)
+            if self._run(plan.address):
+                self._lean()
         if observe:
             step.wrote(index, plan.positions)
         return y
@@ -237,9 +251,16 @@ class FusedStep:
         call, plan.ready = plan.call, None
         call.x, call.threads = x.data_ptr(), self._threads
         call.y = call.residual = call.rows = None
-        call.mean, call.var, call.distance = mean, var, None
+        call.mean, call.var, call.distance, call.foreign = mean, var, None, None
         self._run(plan.address)
         call.mean = None
+
+    def _lean(self) -> None:
+        """Some frame is far from its row: later layers are to know of it."""
+        if self._leaning is None and self._own is not None:
+            assert self._step.entries is not None
+            self._leaning = self._tables.lean(self._step.entries)
+            self._own.leaning = self._leaning
 
     def _by_frame(self, index: int, plan: Plan, rows: Tensor | None) -> None:
         """Moments first, for what they are normalised with depends on them."""
@@ -253,15 +274,9 @@ class FusedStep:
         self._correct(index, plan, rows, measures=plan.measures)
 
     def _correct(self, index: int, plan: Plan, rows: Tensor | None, *, measures: bool) -> None:
-        """Normalise frames, or those that were left out, by what their moments are."""
+        """Normalise frames by what their moments are."""
         call, items = plan.call, plan.items
-        plan.ready = None
-        if call.distance is not None:
-            # PyTorch decides on them; whom it does not correct either is normalised as usual.
-            distances, _ = self._tables.distances(items)
-            chosen = (distances > call.usual).astype(np.uint8)
-            call.chosen = chosen.ctypes.data
-        call.mean = call.distance = None
+        call.mean = None
         found = self._corrected(index, items, rows, measures=measures)
         if found is not None:
             each = torch.arange(items)
@@ -274,7 +289,6 @@ class FusedStep:
             call.scale, call.shift = scale.data_ptr(), shift.data_ptr()
             call.row_stride = scale.stride(0)
         self._run(plan.address)
-        call.chosen = None
 
     def _corrected(
         self, index: int, items: int, rows: Tensor | None, *, measures: bool

@@ -161,7 +161,10 @@ class FusedTables:
         self._there: list[Tensor] = []
         self._addresses: list[int] = []
         self._room = torch.zeros(0, 4, self.padded)
-        self._distances, self._distances_at = np.empty(0), 0
+        self._filled: list[tuple[int, Tensor]] = []
+        # Of frames, written over in every step: how far each is, and how much it is corrected.
+        self._frames = torch.empty(2, 0, dtype=torch.float64)
+        self._rows = torch.empty(0, dtype=torch.long)
         self._key: tuple[Any, ...] | None = None
 
     def begin(self, rows: int) -> None:
@@ -232,6 +235,7 @@ class FusedTables:
     ) -> FusedStep:
         """What normalises in a forward that is about to run; see `taps.kernels.Tables`."""
         self.begin(1 + len(rows))
+        self._filled.clear()
         self.fill(0, bank.data[rows[0]] if bound else bank.source)
         first = 0
         if source and bound:
@@ -241,7 +245,15 @@ class FusedTables:
             for place, row in enumerate(rows):
                 self.fill(1 + place, bank.data[row])
             first = 1
-        return FusedStep(step, self, statistics=statistics, now=now, first=first, alike=source)
+        return FusedStep(
+            step,
+            self,
+            statistics=statistics,
+            now=now,
+            first=first,
+            alike=source,
+            source=bank.source.data_ptr(),
+        )
 
     def key(self, calls: tuple[Any, ...] | None) -> object:
         """The same object as the last time, where calls depend on the same; else another one."""
@@ -252,6 +264,7 @@ class FusedTables:
     def fill(self, row: int, statistics: Tensor) -> None:
         """Make a row of some statistics, `[2, padded channels]` fp32."""
         call, place = self._call, self.address(row)
+        self._filled.append((row, statistics))
         mean = statistics.data_ptr()
         call.mean, call.var = mean, mean + statistics.stride(0) * BYTES
         call.scale, call.shift = place, place + self.padded * BYTES
@@ -259,12 +272,33 @@ class FusedTables:
         call.centre = place + 3 * self.padded * BYTES
         self.kernels.fill_tables(call)
 
-    def distances(self, items: int) -> tuple[np.ndarray[Any, np.dtype[np.float64]], int]:
-        """Room for a distance of each item, and its address; the same in every step."""
-        if len(self._distances) != items:
-            self._distances = np.empty(items, dtype=np.float64)
-            self._distances_at = self._distances.ctypes.data
-        return self._distances, self._distances_at
+    def of_frames(self, items: int) -> tuple[int, int]:
+        """Addresses of room for two values of each frame; the same in every step like it.
+
+        They are how far each is from its row, and how much later layers correct it: 0.
+        """
+        if self._frames.shape[1] < items:
+            with torch.inference_mode(False):
+                self._frames = torch.empty(2, items, dtype=torch.float64)
+        self._frames[1].zero_()
+        return self._frames[0].data_ptr(), self._frames[1].data_ptr()
+
+    def rows_of(self, rows: Tensor) -> int:
+        """Address of a copy of the frames' rows; the same in every step like it."""
+        if len(self._rows) < len(rows):
+            with torch.inference_mode(False):
+                self._rows = torch.empty(len(rows), dtype=torch.long)
+        self._rows[: len(rows)] = rows
+        return self._rows.data_ptr()
+
+    def lean(self, items: int) -> Tensor:
+        """Make layers ready that correct frames without measuring them; how much, `[items, 1]`."""
+        call, filled = self._call, self._filled.copy()
+        call.measured = len(self.layers)
+        for row, statistics in filled:
+            self.fill(row, statistics)
+        call.measured = self.measured
+        return self._frames[1, :items].unsqueeze(1)
 
     def address(self, row: int) -> int:
         """Of a row: scale, shift, `1 / (variance + eps)`, mean, `[4, padded channels]` fp32."""

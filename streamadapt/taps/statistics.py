@@ -180,7 +180,7 @@ class FramesOwn:
     ) -> None:
         self._rows, self.thresholds, self._layout = rows, thresholds, layout
         self._measures: tuple[Tensor, Tensor, Tensor] | None = None
-        self._foreign: Tensor | None = None
+        self._foreign: Tensor | None = None  # [frames, 1]
         self._later: tuple[Tensor, Tensor] | None = None
 
     def measures(self, index: int, positions: int) -> bool:
@@ -188,18 +188,16 @@ class FramesOwn:
         return index < len(self.thresholds) and positions >= _LEAST_POSITIONS
 
     @property
-    def leans(self) -> bool:
-        """Whether some frame was found to be so unlike its row that later layers correct it."""
-        return self._foreign is not None
+    def leaning(self) -> Tensor | None:
+        """How much each frame leans to the source in later layers, `[frames, 1]` float64.
 
-    @property
-    def foreign(self) -> Tensor | None:
-        """How much each frame leans to the source in later layers, `[frames]` float64."""
-        return None if self._foreign is None else self._foreign[:, 0]
+        None: no frame was found to be so unlike its row.
+        """
+        return self._foreign
 
-    @foreign.setter
-    def foreign(self, found: Tensor) -> None:
-        self._foreign, self._later = found.unsqueeze(1), None
+    @leaning.setter
+    def leaning(self, found: Tensor) -> None:
+        self._foreign, self._later = found, None
 
     @property
     def suspects(self) -> bool:

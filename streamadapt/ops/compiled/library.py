@@ -81,12 +81,14 @@ class LayerCall(ctypes.Structure):
         ("scale", ctypes.c_void_p),
         ("shift", ctypes.c_void_p),
         ("rows", ctypes.c_void_p),
-        ("chosen", ctypes.c_void_p),
         ("mean", ctypes.c_void_p),
         ("var", ctypes.c_void_p),
         ("distance", ctypes.c_void_p),
         ("row_mean", ctypes.c_void_p),
         ("row_precision", ctypes.c_void_p),
+        ("foreign", ctypes.c_void_p),
+        ("source_mean", ctypes.c_void_p),
+        ("source_var", ctypes.c_void_p),
         ("frames", ctypes.c_int64),
         ("channels", ctypes.c_int64),
         ("positions", ctypes.c_int64),
@@ -99,6 +101,7 @@ class LayerCall(ctypes.Structure):
         ("dtype", ctypes.c_int32),
         ("channels_last", ctypes.c_int32),
         ("backwards", ctypes.c_int32),
+        ("begins", ctypes.c_int32),
         ("threads", ctypes.c_int32),
     )
 
@@ -159,7 +162,7 @@ class Kernels:
     instruction_set: str
 
     def run_layer(self, address: int) -> int:
-        """Moments, application or both of one layer; how many frames were left out.
+        """Moments, application or both of one layer; how many frames are far from their rows.
 
         Args:
             address: of a `LayerCall`.
@@ -167,10 +170,10 @@ class Kernels:
         Raises:
             MemoryError: there was no room for some sums.
         """
-        left: int = self.handle.sa_run_layer(address)
-        if left < 0:
+        far: int = self.handle.sa_run_layer(address)
+        if far < 0:
             raise MemoryError("no memory for a layer's sums")
-        return left
+        return far
 
     def run_commit(self, call: CommitCall) -> None:
         """A step's moments to the bank.

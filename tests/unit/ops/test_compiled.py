@@ -17,7 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from streamadapt.moments import Moments
 from streamadapt.ops.compiled import LayerCall, build, find
+from streamadapt.ops.correct.reference import correct
 
 FOUND = find()
 pytestmark = [
@@ -275,71 +277,119 @@ def test_a_child_has_threads_of_its_own(channels_last: bool) -> None:
     assert all(torch.equal(a, b) for a, b in zip(parent, run(one, threads=4), strict=True))
 
 
-def test_rows_and_chosen_frames() -> None:
-    """Each frame is normalised with its own row; those that are not chosen are left alone."""
-    one = layer((4, 12, 6, 6))
-    scale = torch.stack([torch.full((12,), float(k)) for k in range(3)])
-    shift = torch.zeros(3, 12)
-    rows = torch.tensor([2, 0, 1, 2])
-    chosen = np.array([1, 1, 0, 1], dtype=np.uint8)
-    x = one.x.clone()
+def corrected(
+    one: Layer, rows: Tensor, foreign: Tensor, *, measures: bool, usual: float = 2.0
+) -> tuple[Tensor, Tensor, int]:
+    """What a layer with three rows makes of its input, their distances, and how many are far."""
+    frames, channels = one.x.shape[:2]
+    row_mean, row_var, source = statistics_of_rows(channels)
+    scale = one.weight / (row_var + EPS).sqrt()
+    shift = one.bias - row_mean * scale
+    precision = 1 / (row_var + EPS)
+    mean, var = (torch.empty(frames, channels, dtype=torch.float64) for _ in range(2))
+    y, distances = torch.full_like(one.x, torch.nan), torch.zeros(frames, dtype=torch.float64)
     call = LayerCall(
-        x=x.data_ptr(),
-        y=x.data_ptr(),
+        x=one.x.data_ptr(),
+        y=y.data_ptr(),
         scale=scale.data_ptr(),
         shift=shift.data_ptr(),
         rows=rows.data_ptr(),
-        row_stride=12,
-        chosen=chosen.ctypes.data,
-        frames=4,
-        channels=12,
-        positions=36,
-        low=-np.inf,
-        high=np.inf,
-        threads=1,
-    )
-    assert FOUND.kernels is not None
-    FOUND.kernels.run_layer(ctypes.addressof(call))
-    for frame, factor in enumerate((2.0, 0.0, 1.0, 2.0)):  # the third one is not touched
-        assert torch.equal(x[frame], one.x[frame] * factor)
-
-
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_frames_far_from_their_row_are_left_and_counted(channels_last: bool) -> None:
-    one = layer((5, 20, 10, 10), channels_last=channels_last)
-    one.x[3] = one.x[3] * 5 + 2
-    x = one.x.clone()
-    mean, var = (torch.empty(5, 20, dtype=torch.float64) for _ in range(2))
-    centre, precision = torch.zeros(20), torch.ones(20)
-    scale, shift = torch.full((20,), 2.0), torch.zeros(20)
-    distances = np.empty(5)
-    call = LayerCall(
-        x=x.data_ptr(),
-        y=x.data_ptr(),
-        scale=scale.data_ptr(),
-        shift=shift.data_ptr(),
         mean=mean.data_ptr(),
         var=var.data_ptr(),
-        distance=distances.ctypes.data,
-        row_mean=centre.data_ptr(),
+        distance=distances.data_ptr() if measures else None,
+        row_mean=row_mean.data_ptr(),
         row_precision=precision.data_ptr(),
-        usual=0.5,
-        frames=5,
-        channels=20,
-        positions=100,
-        frame_stride=20,
+        foreign=foreign.data_ptr(),
+        source_mean=source[0].data_ptr(),
+        source_var=source[1].data_ptr(),
+        usual=usual,
+        eps=EPS,
+        frames=frames,
+        channels=channels,
+        positions=one.x[0, 0].numel(),
+        row_stride=channels,
+        frame_stride=channels,
         low=-np.inf,
         high=np.inf,
-        channels_last=int(channels_last),
+        channels_last=int(not one.x.is_contiguous()),
         threads=2,
     )
     assert FOUND.kernels is not None
-    assert FOUND.kernels.run_layer(ctypes.addressof(call)) == 1
-    m, v = float64_moments(one.x)
-    expected = (m**2 / np.sqrt(v) + np.log(v) ** 2 / 2).mean(axis=1)
-    np.testing.assert_allclose(distances, expected, rtol=1e-4)
-    assert torch.equal(x[3], one.x[3])
-    assert all(torch.equal(x[k], 2 * one.x[k]) for k in (0, 1, 2, 4))
+    far = FOUND.kernels.run_layer(ctypes.addressof(call))
+    return y, distances, far
+
+
+def statistics_of_rows(channels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Means and variances of three rows, and the source's."""
+    g = torch.Generator().manual_seed(7)
+    mean, var = torch.randn(3, channels, generator=g), torch.rand(3, channels, generator=g) + 0.5
+    return mean, var, torch.stack([torch.randn(channels, generator=g), torch.ones(channels)])
+
+
+def normalised(one: Layer, statistics: Moments) -> Tensor:
+    """A layer's input under each frame's own statistics, `[frames, channels]`, float64."""
+    scale = one.weight.double() / (statistics.var + EPS).sqrt()
+    shift = one.bias.double() - statistics.mean * scale
+    return one.x.double() * scale[:, :, None, None] + shift[:, :, None, None]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("frames", [1, 6])
+def test_frames_far_from_their_row_lean_to_their_own_statistics(
+    frames: int, channels_last: bool
+) -> None:
+    one = layer((frames, 20, 10, 10), channels_last=channels_last)
+    rows = torch.tensor([2, 0, 1, 2, 0, 1])[:frames]
+    row_mean, row_var, _ = statistics_of_rows(20)
+    own = Moments(torch.zeros(()), row_mean[rows].double(), row_var[rows].double())
+    for frame in range(frames):  # most are as their rows are, the first and the third are not
+        factor, offset = {0: (6.0, 9.0), 2: (2.0, 1.5)}.get(frame, (1.0, 0.0))
+        spread = row_var[rows[frame]].sqrt() * factor
+        centre = row_mean[rows[frame]] + offset
+        one.x[frame] = one.x[frame] * spread[:, None, None] + centre[:, None, None]
+    if frames > 3:
+        one.x[3, 5, 1, 1] = torch.inf
+    foreign = torch.zeros(frames, dtype=torch.float64)
+    y, distances, far = corrected(one, rows, foreign, measures=True)
+    wide = one.x.double()
+    seen = Moments(torch.zeros(()), wide.mean((2, 3)), wide.var((2, 3), correction=0))
+    wanted, weight = correct(seen, own, usual=2.0, eps=torch.tensor(EPS, dtype=torch.float64))
+    weight = weight[:, 0]
+    assert weight[0] > 0.75
+    assert (weight > 0).sum() == far == (1 if frames == 1 else 2)
+    finite = torch.isfinite(distances)
+    assert finite.tolist() == [frame != 3 for frame in range(frames)]
+    expected = normalised(one, wanted)
+    assert torch.allclose(y[finite].double(), expected[finite], rtol=1e-4, atol=1e-3)
+    assert torch.allclose(foreign, (4 * weight - 3).clamp(min=0), atol=1e-4)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_later_layers_lean_to_the_source_as_far_as_frames_are_foreign(channels_last: bool) -> None:
+    one = layer((4, 12, 6, 6), channels_last=channels_last)
+    rows = torch.tensor([2, 0, 1, 2])
+    foreign = torch.tensor([0.0, 0.3, 1.0, 0.0], dtype=torch.float64)
+    y, _, far = corrected(one, rows, foreign, measures=False)
+    mean, var, source = (each.double() for each in statistics_of_rows(12))
+    share = foreign[:, None]
+    leant = mean[rows] + share * (source[0] - mean[rows])
+    log = ((source[1] + EPS) / (var[rows] + EPS)).log()
+    spread = (var[rows] + EPS) * (share * log).exp() - EPS
+    expected = normalised(one, Moments(torch.zeros(()), leant, spread))
+    assert torch.allclose(y.double(), expected, rtol=1e-4, atol=1e-4)
+    assert far == 0
+    assert foreign.tolist() == [0.0, 0.3, 1.0, 0.0]
+
+
+def test_a_frame_that_was_foreign_stays_so_until_the_model_begins_anew() -> None:
+    one = layer((2, 12, 10, 10))
+    row_mean, row_var, _ = statistics_of_rows(12)
+    one.x = one.x * row_var[0].sqrt()[:, None, None] + row_mean[0][:, None, None]
+    rows = torch.zeros(2, dtype=torch.long)
+    foreign = torch.tensor([0.4, 0.0], dtype=torch.float64)
+    _, _, far = corrected(one, rows, foreign, measures=True)
+    assert far == 0
+    assert foreign.tolist() == [0.4, 0.0]
 
 
 def test_nothing_to_do_is_done() -> None:
@@ -354,7 +404,7 @@ def test_every_instruction_set_keeps_the_laws(instructions: str) -> None:
     """The same tests, on the kernels that an older processor would run."""
     if os.environ.get("STREAMADAPT_CPU") or instructions not in build.instruction_sets():
         pytest.skip("one at a time, and only those there are")
-    chosen = "moments or bit or not_finite or rows or far"
+    chosen = "moments or bit or not_finite or far or lean"
     command = [sys.executable, "-m", "pytest", "-q", "-k", chosen, str(Path(__file__))]
     environment = {**os.environ, "STREAMADAPT_CPU": instructions}
     environment.pop("PYTEST_XDIST_WORKER", None)

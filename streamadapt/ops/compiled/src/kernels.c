@@ -443,6 +443,8 @@ static void pixels(
 
 /* Few values ------------------------------------------------------------------------------------*/
 
+static const float LARGEST_LOG_RATIO = 7.0f; /* as in `ops/correct/reference.py` */
+
 /* Location-scale distance of a frame's moments from its row's, mean over channels. */
 static double distance(const sa_layer *layer, int64_t frame) {
     int64_t row = layer->rows ? layer->rows[frame] : 0, channels = layer->channels;
@@ -467,6 +469,35 @@ static double distance(const sa_layer *layer, int64_t frame) {
             total += ratios[k] > 0.0f && ratios[k] <= 3e38f ? (double)apart[k] : (double)NAN;
     }
     return total / (double)channels;
+}
+
+static int lean(const sa_layer *layer, int64_t frame, float *scale, float *shift) {
+    int64_t row = layer->rows ? layer->rows[frame] : 0, at = row * layer->row_stride;
+    const float *row_scale = layer->scale + at, *row_shift = layer->shift + at;
+    const float *row_mean = layer->row_mean + at, *precision = layer->row_precision + at;
+    const double *mean = layer->distance ? layer->mean + frame * layer->frame_stride : NULL;
+    const double *var = layer->distance ? layer->var + frame * layer->frame_stride : NULL;
+    double weight = layer->foreign[frame];
+    if (mean) {
+        double far = layer->distance[frame], share = layer->usual / far;
+        weight = far * 0.0 == 0.0 && share < 1.0 ? 1.0 - share * share : 0.0;
+        /* `1 - (2 usual / far)^2`: the same weight for twice the distance. */
+        double foreign = 4.0 * weight - 3.0;
+        if (foreign > layer->foreign[frame]) layer->foreign[frame] = foreign;
+    }
+    if (!(weight > 0.0)) return 0;
+    for (int64_t c = 0; c < layer->channels; c++) {
+        double centre = (double)row_mean[c], factor = (double)row_scale[c];
+        double spread_of = mean ? var[c] : (double)layer->source_var[c];
+        float ratio = ((float)spread_of + layer->eps) * precision[c];
+        float log = clamped1(logf(ratio), -LARGEST_LOG_RATIO, LARGEST_LOG_RATIO);
+        double to = mean ? mean[c] : (double)layer->source_mean[c];
+        double bias = (double)row_shift[c] + centre * factor;
+        double own = factor * (double)expf(-0.5f * (float)weight * log);
+        scale[c] = (float)own;
+        shift[c] = (float)(bias - (centre + weight * (to - centre)) * own);
+    }
+    return 1;
 }
 
 static void tables(const sa_tables *t, int64_t row, int64_t layer) {
@@ -497,6 +528,6 @@ int NAMED(commit, SA_SET)(const sa_commit *);
 int NAMED(propose, SA_SET)(const sa_proposal *);
 
 const sa_kernels NAMED(sa_kernels, SA_SET) = {
-    TEXT(SA_SET), planes, centres, pixels, distance, tables, NAMED(commit, SA_SET),
+    TEXT(SA_SET), planes, centres, pixels, distance, lean, tables, NAMED(commit, SA_SET),
     NAMED(propose, SA_SET), HALF
 };

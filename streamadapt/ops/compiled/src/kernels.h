@@ -23,6 +23,8 @@ typedef struct {
     /* Positions [first, last) of a frame whose channels lie side by side. */
     void (*pixels)(const sa_layer *, int64_t frame, int64_t first, int64_t last, sa_sums, int what);
     double (*distance)(const sa_layer *, int64_t frame);
+    /* Scale and shift of a frame that is corrected, `[channels]` each; 0: it is not. */
+    int (*lean)(const sa_layer *, int64_t frame, float *scale, float *shift);
     void (*tables)(const sa_tables *, int64_t row, int64_t layer);
     int (*commit)(const sa_commit *);
     int (*propose)(const sa_proposal *);

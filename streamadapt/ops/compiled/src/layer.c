@@ -62,9 +62,8 @@ typedef struct {
 
 static int64_t at_most(int64_t value, int64_t most) { return value < most ? value : most; }
 
-static int wanted(const sa_layer *layer, int64_t frame) {
-    return !layer->chosen || layer->chosen[frame];
-}
+/* Kernels may read on to the next vector. */
+static int64_t padded(int64_t channels) { return (channels + 31) / 32 * 32; }
 
 static int64_t row_of(const sa_layer *layer, int64_t frame) {
     return layer->backwards ? layer->frames - 1 - frame : frame;
@@ -119,7 +118,7 @@ static void whole(const job *j, int64_t frame, int what, int backwards) {
 
 static int is_far(const job *j, int64_t frame) {
     const sa_layer *layer = j->layer;
-    if (!layer->distance) return 0;
+    if (layer->foreign && layer->begins) layer->foreign[frame] = 0.0;
     double distance = layer->distance[frame] = j->run->distance(layer, frame);
     return distance > layer->usual;
 }
@@ -136,24 +135,50 @@ static int with_scratch(job *j, void **scratch) {
     return 1;
 }
 
+/* The layer as it is applied to a frame, with `room` for a scale and a shift of its own. */
+static const sa_layer *corrected(const job *j, int64_t frame, sa_layer *own, float *room) {
+    const sa_layer *layer = j->layer;
+    if (!room || !(layer->distance ? j->far[frame] : layer->foreign[frame] > 0.0)) return layer;
+    float *shift = room + padded(layer->channels);
+    if (!j->run->lean(layer, frame, room, shift)) return layer;
+    *own = *layer;
+    own->scale = room;
+    own->shift = shift;
+    own->rows = NULL;
+    return own;
+}
+
+/* Room for `corrected`; 0: out of memory. */
+static int with_room(const job *j, float **room) {
+    const sa_layer *layer = j->layer;
+    *room = NULL;
+    if (!layer->foreign || !(j->what & SA_APPLY)) return 1;
+    *room = malloc(2 * (size_t)padded(layer->channels) * sizeof(float));
+    return *room != NULL;
+}
+
 static void frame_unit(void *context, int64_t unit) {
     job own = *(const job *)context;
     const sa_layer *layer = own.layer;
+    sa_layer leant;
     int64_t frame = row_of(layer, unit);
     void *scratch = NULL;
-    if (!with_scratch(&own, &scratch)) {
+    float *room = NULL;
+    if (!with_scratch(&own, &scratch) || !with_room(&own, &room)) {
         *own.failed = 1;
+        free(scratch);
         return;
     }
-    int what = wanted(layer, frame) ? own.what : own.what & ~SA_APPLY;
+    int what = own.what;
     if (layer->distance) {
         whole(&own, frame, SA_MOMENTS, 0);
         own.far[frame] = (uint8_t)is_far(&own, frame);
-        if ((what & SA_APPLY) && !own.far[frame]) whole(&own, frame, SA_APPLY, 1);
-    } else if (what) {
-        whole(&own, frame, what, 0);
+        what &= SA_APPLY;
     }
+    own.layer = corrected(&own, frame, &leant, room);
+    if (what) whole(&own, frame, what, layer->distance != NULL);
     free(scratch);
+    free(room);
 }
 
 static void part_unit(void *context, int64_t unit) {
@@ -209,22 +234,27 @@ int64_t sa_run_layer(const sa_layer *layer) {
         sa_parallel(frame_unit, &j, frames, threads);
     } else {
         void *scratch = NULL;
-        if (!with_scratch(&j, &scratch)) {
+        float *room = NULL;
+        sa_layer leant;
+        if (!with_scratch(&j, &scratch) || !with_room(&j, &room)) {
+            free(scratch);
             if (far != few) free(far);
             return -2;
         }
         for (int64_t k = 0; k < frames; k++) {
             int64_t frame = row_of(layer, k);
-            int now = wanted(layer, frame) ? what : what & ~SA_APPLY;
+            int now = what;
             if (layer->distance) {
                 parts(&j, frame, SA_MOMENTS, threads);
                 far[frame] = (uint8_t)is_far(&j, frame);
-                if ((now & SA_APPLY) && !far[frame]) parts(&j, frame, SA_APPLY, threads);
-            } else if (now) {
-                parts(&j, frame, now, threads);
+                now &= SA_APPLY;
             }
+            j.layer = corrected(&j, frame, &leant, room);
+            if (now) parts(&j, frame, now, threads);
+            j.layer = layer;
         }
         free(scratch);
+        free(room);
     }
     int64_t left = 0;
     if (layer->distance)

@@ -18,8 +18,12 @@ enum { SA_FLOAT32 = 0, SA_BFLOAT16 = 1, SA_FLOAT16 = 2 };
  * `row` is that of the frame. `y` may be `x`.
  *
  * Distance (`distance` is not NULL; needs moments): of every frame from its row, see
- * `location_scale_distance`, mean over channels. Frames farther than `usual` are not applied, and
- * told in the return value.
+ * `location_scale_distance`, mean over channels. Frames farther than `usual` are told in the return
+ * value.
+ *
+ * Correction (`foreign` is not NULL; see `ops/correct`): with `distance`, frames that are far are
+ * normalised with statistics of their own in part, and what that says of them is put down in
+ * `foreign`; without, as far as `foreign` says with the source's.
  */
 typedef struct {
     const void *x;
@@ -28,12 +32,14 @@ typedef struct {
     const float *scale;
     const float *shift;
     const int64_t *rows;      /* of each frame; NULL: row 0 */
-    const uint8_t *chosen;    /* frames to apply; NULL: all */
     double *mean;
     double *var;
     double *distance;         /* [frames] */
     const float *row_mean;
     const float *row_precision;
+    double *foreign;          /* [frames], 0 to 1 */
+    const float *source_mean; /* [channels] */
+    const float *source_var;
     int64_t frames, channels, positions;
     int64_t row_stride;       /* of what rows have, in elements */
     int64_t frame_stride;     /* of mean, var */
@@ -43,6 +49,7 @@ typedef struct {
     int32_t dtype;
     int32_t channels_last;
     int32_t backwards;        /* last frame first */
+    int32_t begins;           /* nothing was put down in `foreign` before */
     int32_t threads;
 } sa_layer;
 
@@ -126,7 +133,7 @@ typedef struct {
     double eps, prior;
 } sa_proposal;
 
-/* The number of frames that were left out; -1: the dtype is not supported; -2: out of memory. */
+/* The number of frames that are far; -1: the dtype is not supported; -2: out of memory. */
 SA_EXPORT int64_t sa_run_layer(const sa_layer *layer);
 /* 0; -2: out of memory, and nothing was changed. */
 SA_EXPORT int64_t sa_run_commit(const sa_commit *commit);
