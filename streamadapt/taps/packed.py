@@ -129,7 +129,8 @@ class PackedConvolution:
             if run is not None and _same(run(probe), own):
                 self._chosen[key] = run
                 return run(x)
-            self._packed[way] = None  # what is of no use for one shape is not kept for others
+            if run is not None and run not in self._chosen.values():
+                del self._packed[way]  # memory that is of no use so far; others may have some
         return None
 
     def _pack(self, way: Callable[..., _Run], x: Tensor) -> _Run | None:

@@ -159,6 +159,18 @@ class Own(Tensor):
     """A tensor that somebody made a class of."""
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_one_shape_showed_decides_nothing_for_others(layout: str) -> None:
+    """PyTorch computes some single frames otherwise than batches: only batches can be packed."""
+    layer = conv(16, 32).to(memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
+    fresh, used = PackedConvolution.of(layer), PackedConvolution.of(layer)
+    assert fresh is not None and used is not None
+    single, batch = (frames(n, 16, 12, 12, layout=layout) for n in (1, 6))
+    used(single)
+    assert (used(batch) is None) == (fresh(batch) is None)
+    assert (used(single) is None) == (fresh(single) is None)
+
+
 def test_only_so_many_shapes_are_remembered() -> None:
     layer = conv()
     packed = PackedConvolution.of(layer)
