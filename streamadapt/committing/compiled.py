@@ -16,6 +16,7 @@ from streamadapt.layout import BankLayout, layers_up_to
 from streamadapt.moments import Moments
 from streamadapt.ops.compiled import CommitCall, Kernels, ProposalCall
 from streamadapt.ops.reduce import FrameMoments, shows_outliers
+from streamadapt.taps.step import Settling
 
 _KEPT = 4  # steps' moments
 
@@ -33,6 +34,7 @@ _COLUMNS = (
     "insists",
     "level",
     "material",
+    "rests",
 )
 
 
@@ -65,10 +67,8 @@ class CompiledCommit:
             ),
         }
         self._layers = layers
-        called = {name: array.ctypes.data for name, array in self._arrays.items()}
-        del called["prior"]
         self._call = CommitCall(
-            **called,
+            **{name: array.ctypes.data for name, array in self._arrays.items()},
             channels=layout.padded_channels,
             layers=len(layers),
             width=bank.columns.width,
@@ -80,6 +80,10 @@ class CompiledCommit:
             max_weight=estimator.max_weight,
             level=estimator.level,
             unlike=estimator.unlike,
+            material=estimator.material,
+            noise=estimator.noise,
+            settling_seconds=estimator.settling_seconds,
+            longer=max(estimator.doubtful_seconds - estimator.settling_seconds, 0.0),
         )
 
     device_type = "cpu"
@@ -105,6 +109,8 @@ class CompiledCommit:
         *,
         elapsed: Tensor,
         held: Sequence[bool] | Tensor | None,
+        settling: Settling | None = None,
+        healthy: Tensor | None = None,
     ) -> Written | None:
         """See `KernelCommit`."""
         if isinstance(rows, Tensor) or isinstance(held, Tensor):
@@ -132,13 +138,23 @@ class CompiledCommit:
         call.frames, call.verdict, call.phase = (one.data_ptr() for one in (frames, verdict, phase))
         call.trust = trust.data_ptr()
         call.batch, call.row_count = batch, count
+        given = None
+        if settling is not None and settling.trust is not None:
+            given = settling.trust.contiguous()
+        call.settles = int(settling is not None)
+        call.given = None if given is None else given.data_ptr()
+        call.healthy = None if healthy is None else healthy.data_ptr()
         self._kernels.run_commit(call)
+        if settling is not None:
+            told = given
+        else:
+            told = trust if shows_outliers(batch) else None
         column = frames.unsqueeze(1)
         return Written(
             verdict,
             Moments(column, pooled[0], pooled[1]),
             column,
-            trust if shows_outliers(batch) else None,
+            told,
             phase,
         )
 

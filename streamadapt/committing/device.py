@@ -30,6 +30,7 @@ from streamadapt.ops.commit import (
     Room,
 )
 from streamadapt.ops.reduce import FrameMoments, shows_outliers
+from streamadapt.taps.step import Settling
 from streamadapt.transfer import is_capturing, upload
 
 _MOST_KEPT = 64  # sets of rows, or sizes of steps
@@ -203,10 +204,12 @@ class DeviceCommit:
         *,
         elapsed: Tensor,
         held: Sequence[bool] | Tensor | None,
+        settling: Settling | None = None,
+        healthy: Tensor | None = None,
     ) -> Written | None:
         """See `KernelCommit`."""
         count, frames = weights.shape
-        if self._failed or not 1 <= frames <= MOST_FRAMES:
+        if self._failed or settling is not None or not 1 <= frames <= MOST_FRAMES:
             return None
         outcome = self.outcome(rows=count, frames=frames)
         mean, var = (

@@ -20,6 +20,7 @@ from streamadapt.ops.compiled import Kernels
 from streamadapt.ops.device import DeviceOperations
 from streamadapt.ops.reduce import FrameMoments, reduce_frames
 from streamadapt.taps import Step
+from streamadapt.taps.step import Settling
 from streamadapt.weighing import FrameWeighing, StepRows
 
 
@@ -76,8 +77,8 @@ class StepCommits:
             head = None if settling else step.head
             if head is not None:
                 weights = head.weigh(weights)
-            if not (settling or head is not None or step.unobserved):
-                done = self._by_kernels(where, observed, weights)
+            if head is None and not step.unobserved:
+                done = self._by_kernels(where, observed, weights, step.settling, healthy)
                 if done is not None:
                     return done
             bank, elapsed = self._bank, self.weighing.elapsed(where)
@@ -119,7 +120,12 @@ class StepCommits:
             )
 
     def _by_kernels(
-        self, where: StepRows, observed: FrameMoments, weights: Tensor
+        self,
+        where: StepRows,
+        observed: FrameMoments,
+        weights: Tensor,
+        settling: Settling | None,
+        healthy: Tensor | None,
     ) -> Committed | None:
         """None: there are no kernels for this step."""
         if self.by_kernels is None:
@@ -127,7 +133,15 @@ class StepCommits:
         elapsed, control = self.weighing.elapsed(where), where.control
         rows: Rows = where.rows if control is None else control.numbers
         held = where.held if control is None else control.allowed
-        written = self.by_kernels(rows, observed, weights, elapsed=elapsed, held=held)
+        written = self.by_kernels(
+            rows,
+            observed,
+            weights,
+            elapsed=elapsed,
+            held=held,
+            settling=settling,
+            healthy=healthy,
+        )
         if written is None:
             return None
         return Committed(
@@ -137,7 +151,7 @@ class StepCommits:
             observed.layer_positions,
             weights,
             written.trust,
-            None,
+            healthy,
             written.phase,
         )
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from streamadapt.bank import Rows
 from streamadapt.moments import Moments
 from streamadapt.ops.reduce import FrameMoments
+from streamadapt.taps.step import Settling
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +68,10 @@ class KernelCommit(Protocol):
         *,
         elapsed: Tensor,
         held: Sequence[bool] | Tensor | None,
+        settling: Settling | None = None,
+        healthy: Tensor | None = None,
     ) -> Written | None:
-        """Commit what a step showed, which must not be a settling pass, in all layers.
+        """Commit what a step showed in all layers.
 
         Args:
             rows: of the bank; in a step that is captured, a tensor.
@@ -77,6 +80,8 @@ class KernelCommit(Protocol):
             elapsed: `[rows, 1]` float64, camera time since each row's previous frames.
             held: which rows are not to be changed; None: none; in a step that is captured, a tensor
                 `[rows, 1]`, zero for those.
+            settling: the step was such a pass.
+            healthy: the observation's, of such a pass.
 
         Returns:
             What it did; None, and nothing was changed, where this step is not for it.

@@ -94,6 +94,7 @@ def open_frames(
         source,
         fps=fps,
         live=live,
+        realtime=realtime,
         open_seconds=open_seconds,
         read_seconds=read_seconds,
         options=options,
@@ -121,6 +122,7 @@ def _source(
     *,
     fps: float | None,
     live: bool | None,
+    realtime: bool,
     open_seconds: float,
     read_seconds: float,
     options: Mapping[str, str] | None,
@@ -135,7 +137,12 @@ def _source(
         if "://" not in text and Path(text).is_dir():
             return PicturesSource(Path(text), fps=fps or _FPS), Path(text).name
         video = VideoSource(
-            text, open_seconds=open_seconds, read_seconds=read_seconds, options=options, fps=fps
+            text,
+            open_seconds=open_seconds,
+            read_seconds=read_seconds,
+            options=options,
+            fps=fps,
+            ahead=not realtime,
         )
         return video, redacted(text) if "://" in text else Path(text).stem
     if isinstance(source, Tensor) or hasattr(source, "__array__"):

@@ -46,6 +46,8 @@ class VideoSource:
         read_seconds: within which its next frame must come.
         options: of FFmpeg, on top of what is set here.
         fps: pictures a second, in place of the time stamps of a file; None: these.
+        ahead: pictures of a file are decoded on several threads, some ahead of the one that is
+            asked for.
 
     Raises:
         ConfigurationError: a wrong URL, or PyAV is not installed.
@@ -59,6 +61,7 @@ class VideoSource:
         read_seconds: float = 10.0,
         options: Mapping[str, str] | None = None,
         fps: float | None = None,
+        ahead: bool = True,
     ) -> None:
         self._av = pyav()
         self._url, self._limits = url, (open_seconds, read_seconds)
@@ -71,6 +74,7 @@ class VideoSource:
         self._options = {**_STREAMING.get(scheme, {}), **(options or {})}
         self._container: Any = None
         self._asked, self._fps = 0.0, None if self.is_live else fps
+        self._ahead = ahead and not self.is_live
         self._pictures: Iterator[Picture] = iter(())
 
     def open(self) -> None:
@@ -101,8 +105,8 @@ class VideoSource:
         except av.FFmpegError as error:
             raise self._problem(error, "opened") from None
         # One thread: many cameras share the cores, and frame threads hold frames back.
-        stream.thread_type = "SLICE" if self.is_live else "AUTO"
-        if self.is_live:
+        stream.thread_type = "AUTO" if self._ahead else "SLICE"
+        if not self._ahead:
             stream.codec_context.thread_count = 1
         self._pictures = self._decode(self._container, stream)
 

@@ -23,6 +23,9 @@ _COMMIT_POINTERS = (
     "positions",
     "eps",
     "memory",
+    "prior",
+    "given",
+    "healthy",
     "starts",
     "sizes",
     "columns",
@@ -33,7 +36,7 @@ _COMMIT_POINTERS = (
     "verdict",
     "phase",
 )
-_COMMIT_SIZES = ("batch", "row_count", "channels", "layers", "width", "watched")
+_COMMIT_SIZES = ("batch", "row_count", "channels", "layers", "width", "watched", "settles")
 _COMMIT_VALUES = (
     "block_frames",
     "block_seconds",
@@ -42,6 +45,10 @@ _COMMIT_VALUES = (
     "max_weight",
     "level",
     "unlike",
+    "material",
+    "noise",
+    "settling_seconds",
+    "longer",
 )
 
 

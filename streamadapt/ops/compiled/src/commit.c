@@ -1,7 +1,7 @@
-/* The commit of a step for one instruction set, SA_SET: `Restarting.update` and `.decide`, the
- * reduction of frames to rows before them and the transaction of the bank after them, for all
- * layers of all rows; and what a settling pass makes of one layer. The Python code is the specification and explains what is done; names are
- * the same here.
+/* The commit of a step or of a settling pass for one instruction set, SA_SET: `Restarting.update`
+ * and `.decide`, the reduction of frames to rows before them and the transaction of the bank after
+ * them, for all layers of all rows; and what a settling pass makes of one layer. The Python code is
+ * the specification and explains what is done; names are the same here.
  */
 
 #include "vectors.h"
@@ -19,6 +19,8 @@ static const double LEVEL_HALF_LIFE = 128.0, KNOWN_AFTER = 192.0, LEARNED_AFTER 
 static const double SLACK = 2.0, PATIENCE = 8.0, NEARER = 2.0, NEARER_SLACK = 0.1;
 static const double LARGEST_RATIO = 6.0, LEAST_SHARE = 0.4;
 static const double ENOUGH_FRAMES = 4.0, USUAL = 3.0;
+static const double LEAST_SETTLING_FRAMES = 16.0, CLEAR = 1.5;
+static const double OWN_MATERIAL = 2.25, LEAST_OWN_MATERIAL = 0.2, LEAST_REST_SHARE = 0.125;
 static const float FURTHEST = 1e15f, FLOOR = 1e-30f;
 
 static double least(double a, double b) { return a < b ? a : b; }
@@ -175,10 +177,114 @@ static double distance(
     return total / (double)c->watched;
 }
 
+/* Camera time that frames stand for. */
+static double seconds_of(double frames, double elapsed) {
+    return most(least(elapsed, frames * LONGEST_FRAME), frames * SHORTEST_FRAME);
+}
+
+/* One channel of `Restarting.update` in a settling pass: what was measured so far, `mean` and
+ * `var`, moves by `weight` towards what frames show. */
+static void settle_channel(
+    double source_mean, double source_var, double eps, double weight, double seen_mean,
+    double seen_var, double *mean, double *var, double *sum
+) {
+    static const double LOW = 0.00091188196555451624; /* exp(LEAST_LOG) */
+    static const double HIGH = 54.598150033144236;    /* exp(MOST_LOG) */
+    double up = source_var + eps, far = TRUSTED_SIGMAS * sqrt(up);
+    double floor = source_var * LOW, top = up * HIGH;
+    double d = source_mean + within(seen_mean - source_mean, -far, far) - *mean;
+    double shown = within(seen_var, floor, top);
+    double now = *mean + d * weight;
+    double wide = *var + weight * (shown - *var) + d * d * (weight * (1.0 - weight));
+    *sum += now + wide; /* limits hide what is not finite */
+    *mean = source_mean + within(now - source_mean, -far, far);
+    *var = within(wide, floor, top);
+}
+
 static int same(const float *one, const float *other, int64_t n) {
     for (int64_t i = 0; i < n; i++)
         if (one[i] != other[i]) return 0;
     return 1;
+}
+
+/* A row in a settling pass. */
+static void settle_row(const work *w, int64_t r) {
+    const sa_commit *c = w->c;
+    int64_t channels = c->channels, row = c->rows[r];
+    float *data = c->data + row * 4 * channels;
+    const float *source = c->source;
+    double *tallies = c->tallies + row * c->width;
+    double frames = c->frames[r] = pool(w, r);
+    const double *seen_mean = c->pooled_mean + r * channels, *seen_var = c->pooled_var + r * channels;
+    double accepted = frames * (c->allowed ? c->allowed[r] : 1.0);
+    double old[SA_SCALARS], new[SA_SCALARS];
+    for (int k = 0; k < SA_SCALARS; k++) old[k] = new[k] = tallies[c->columns[k]];
+    if (old[SA_PHASE] != SETTLING) { /* nothing is changed, and nothing counted again */
+        c->verdict[r] = accepted;
+        c->phase[r] = old[SA_PHASE];
+        return;
+    }
+    double passed = seconds_of(frames, c->elapsed[r]), sum = 0.0;
+    for (int64_t l = 0; l < c->layers; l++) {
+        int64_t end = l + 1 < c->layers ? c->starts[l + 1] : channels;
+        double memory = c->prior[l] + old[SA_SETTLED_SECONDS], weight = passed / (memory + passed);
+        for (int64_t i = c->starts[l]; i < end; i++) {
+            w->aside_mean[i] = (double)data[2 * channels + i];
+            w->aside_var[i] = (double)data[3 * channels + i];
+            if (frames > 0.0)
+                settle_channel(
+                    (double)source[i], (double)source[channels + i], c->eps[l], weight,
+                    seen_mean[i], seen_var[i], w->aside_mean + i, w->aside_var + i, &sum
+                );
+        }
+    }
+
+    double settled = old[SA_SETTLED_FRAMES] + frames, seconds = old[SA_SETTLED_SECONDS] + passed;
+    double apart = distance(c, w->aside_mean, w->aside_var, source, source + channels);
+    double own = old[SA_MATERIAL], scale = c->material != 0.0 ? own / c->material : 1.0;
+    double limit = own + scale * c->noise / most(settled, 1.0);
+    int insists = old[SA_INSISTS] > 0.0;
+    int doubtful = apart > limit / CLEAR && apart <= CLEAR * limit && !insists;
+    double wait = c->settling_seconds + (doubtful ? c->longer : 0.0);
+    int ended = settled >= LEAST_SETTLING_FRAMES && seconds >= wait * (1.0 - 1e-9);
+    int moved = apart > limit && (!doubtful || ended), done = ended;
+    if (c->healthy && c->healthy[r] == 0.0) {
+        moved = insists = 0;
+        done = 1;
+    }
+    int material = moved || insists;
+    new[SA_SETTLED_FRAMES] = settled;
+    new[SA_SETTLED_SECONDS] = seconds;
+    if (done) {
+        new[SA_PHASE] = material ? FOLLOWING : RESTING;
+        new[SA_INSISTS] = (double)(insists && !moved);
+        new[SA_RECENT] = c->level;
+        new[SA_PENDING_FRAMES] = new[SA_PENDING_SECONDS] = new[SA_BLOCKS] = new[SA_EXCESS] = 0.0;
+    }
+    if (done && !material && apart <= limit) {
+        double found = within(OWN_MATERIAL * apart, LEAST_OWN_MATERIAL * c->material, c->material);
+        double share = most(1.0 / (old[SA_RESTS] + 1.0), LEAST_REST_SHARE);
+        new[SA_MATERIAL] = own * pow(found / most(own, TINY), share);
+        new[SA_RESTS] = old[SA_RESTS] + 1.0;
+    }
+
+    double total = sum;
+    for (int k = 0; k < SA_SCALARS; k++) total += new[k];
+    for (int64_t i = 0; i < channels; i++)
+        total += (double)(float)w->aside_mean[i] + (double)(float)w->aside_var[i];
+    int finite = total * 0.0 == 0.0;
+    c->verdict[r] = finite ? accepted : -accepted;
+    if (!finite || !(accepted > 0.0)) {
+        c->phase[r] = old[SA_PHASE];
+        return;
+    }
+    for (int k = 0; k < SA_SCALARS; k++) tallies[c->columns[k]] = new[k];
+    c->phase[r] = new[SA_PHASE];
+    for (int64_t i = 0; i < channels; i++) {
+        data[2 * channels + i] = (float)w->aside_mean[i];
+        data[3 * channels + i] = (float)(w->aside_var[i] < 0.0 ? 0.0 : w->aside_var[i]);
+    }
+    memcpy(data, material ? data + 2 * channels : source, 2 * (size_t)channels * sizeof(float));
 }
 
 static void commit_row(const work *w, int64_t r) {
@@ -195,7 +301,7 @@ static void commit_row(const work *w, int64_t r) {
     for (int k = 0; k < SA_SCALARS; k++) old[k] = new[k] = tallies[c->columns[k]];
     int settling = old[SA_PHASE] == SETTLING, following = old[SA_PHASE] == FOLLOWING;
 
-    double passed = most(least(c->elapsed[r], frames * LONGEST_FRAME), frames * SHORTEST_FRAME);
+    double passed = seconds_of(frames, c->elapsed[r]);
     double pending = old[SA_PENDING_FRAMES] + frames, seconds = old[SA_PENDING_SECONDS] + passed;
     int whole = pending >= c->block_frames && seconds >= c->block_seconds * (1.0 - 1e-9);
     int ready = !settling && whole, moves = following && whole;
@@ -333,8 +439,11 @@ int NAMED(commit, SA_SET)(const sa_commit *c) {
     w.precision = w.centre + channels;
     w.finite = (uint8_t *)(w.precision + channels);
     find_finite(&w);
-    find_trust(&w);
-    for (int64_t r = 0; r < c->row_count; r++) commit_row(&w, r);
+    if (c->settles)
+        for (int64_t f = 0; f < c->batch; f++) c->trust[f] = c->given ? c->given[f] : 1.0;
+    else
+        find_trust(&w);
+    for (int64_t r = 0; r < c->row_count; r++) (c->settles ? settle_row : commit_row)(&w, r);
     free(room);
     return 0;
 }
@@ -371,20 +480,16 @@ static void propose_row(const sa_proposal *p, int64_t r, const uint8_t *finite, 
                 var[i] += share[f] * (spread_of[i] + d * d);
             }
         }
-        double passed = most(least(p->elapsed[r], frames * LONGEST_FRAME), frames * SHORTEST_FRAME);
+        double passed = seconds_of(frames, p->elapsed[r]);
         double weight = passed / (p->prior + tallies[p->settled_seconds] + passed);
-        double low = exp(LEAST_LOG), high = exp(MOST_LOG);
         for (int64_t i = 0; i < p->size; i++) {
-            double sm = (double)p->source[i], sv = (double)source_var[i], su = sv + p->eps;
-            double far = TRUSTED_SIGMAS * sqrt(su), floor = sv * low, top = su * high;
             double m = (double)aside_mean[i], v = (double)aside_var[i];
-            double d = sm + within(mean[i] - sm, -far, far) - m;
-            double shown = within(var[i], floor, top);
-            double now = m + d * weight;
-            double wide = v + weight * (shown - v) + d * d * (weight * (1.0 - weight));
-            mean[i] = sm + within(now - sm, -far, far);
-            var[i] = most(within(wide, floor, top), 0.0);
-            sum += now + wide;
+            settle_channel(
+                (double)p->source[i], (double)source_var[i], p->eps, weight, mean[i], var[i], &m,
+                &v, &sum
+            );
+            mean[i] = m;
+            var[i] = most(v, 0.0);
         }
     }
     if (moves && sum * 0.0 == 0.0) return;

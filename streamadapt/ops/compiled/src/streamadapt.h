@@ -83,11 +83,12 @@ enum {
     SA_INSISTS,
     SA_LEVEL,
     SA_MATERIAL,
+    SA_RESTS,
     SA_SCALARS,
 };
 
-/* A step's moments to the bank, by the rule of `Restarting`; not for settling passes, and only
- * where every layer was executed. Channels lie as in the bank, padding included. */
+/* A step's moments to the bank, or a settling pass's, by the rule of `Restarting`; only where every
+ * layer was executed. Channels lie as in the bank, padding included. */
 typedef struct {
     const double *mean;       /* [frames, channels] */
     const double *var;
@@ -101,6 +102,9 @@ typedef struct {
     const double *positions;  /* of a frame, [layers] */
     const double *eps;        /* [layers] */
     const double *memory;     /* seconds, [layers] */
+    const double *prior;      /* seconds, of settling passes, [layers] */
+    const double *given;      /* [batch], trust of a settling pass; NULL: frames count alike */
+    const double *healthy;    /* [rows], 0 where a settling pass says less; NULL: nowhere */
     const int64_t *starts;
     const int64_t *sizes;     /* channels of each layer, without padding */
     const int64_t *columns;   /* [SA_SCALARS] */
@@ -110,8 +114,9 @@ typedef struct {
     double *trust;            /* [batch] */
     double *verdict;          /* [rows] */
     double *phase;            /* [rows] */
-    int64_t batch, row_count, channels, layers, width, watched;
+    int64_t batch, row_count, channels, layers, width, watched, settles;
     double block_frames, block_seconds, alarm, clip, max_weight, level, unlike;
+    double material, noise, settling_seconds, longer;
 } sa_commit;
 
 /* What `Restarting` makes of one layer in a settling pass. Pointers to channels are to the layer's
