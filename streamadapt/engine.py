@@ -497,13 +497,13 @@ class AdaptationEngine:
         if bound and self.folded is not None:
             own = self.bank.data[where.rows[0], :2]
             held = torch.where(self.folded.channels, self.folded.held, own).double()
+        rows = where.places
         if not now:
-            rows = where.places
             return CommittedStatistics(
                 lambda: self.bank.read(rows), self.layout, bound=bound, source=source, held=held
             )
         return ProposedStatistics(
-            self.bank.read(where.places),
+            lambda: self.bank.read(rows),
             Proposals(step, where, self.commits, self.layout),
             self.layout,
             bound=bound,

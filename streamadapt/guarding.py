@@ -34,6 +34,7 @@ from streamadapt.parts import real_frames_of, rows_of_some, some_frames
 from streamadapt.readout import Readouts
 from streamadapt.weighing import StepRows
 
+_BUSY_STEPS = 4  # of a row, of which one is compared while another settles
 _REASONS: tuple[Rejection, ...] = get_args(Rejection)[: len(QUALITY) - 1]  # in its order
 
 
@@ -49,6 +50,7 @@ class Comparing:
         output: what the model returned.
         forward: runs the model on some frames, on the source's statistics of some rows.
         divisible: whether it can run on a part of the batch.
+        busy: a row of the batch settles, which takes a forward of its own.
     """
 
     step: int
@@ -58,6 +60,7 @@ class Comparing:
     output: Any
     forward: Callable[[Any, StepRows], Any]
     divisible: bool
+    busy: bool = False
 
 
 class GuardBook:
@@ -177,7 +180,7 @@ class GuardBook:
             return
         self._look(now)
         self._keep_states(now.where)
-        chosen = self._chosen(now.where)
+        chosen = self._chosen(now.where, busy=now.busy)
         if not chosen:
             return
         whole = list(range(now.where.batch))
@@ -366,24 +369,30 @@ class GuardBook:
             return True
         return self._phase_of(row) == "following"
 
-    def _chosen(self, where: StepRows) -> list[int]:
+    def _chosen(self, where: StepRows, *, busy: bool) -> list[int]:
         """Frames of the batch to compare, in their order."""
-        if where.ids is None and not any(self._compares(row) for row in where.rows):
+        compares = [self._compares(row, busy=busy) for row in where.rows]
+        if where.ids is None and not any(compares):
             return []
         entries = (where.entries or [0] * (where.batch or 0))[: real_frames_of(where)]
         places: list[list[int]] = [[] for _ in where.rows]
         for place, entry in enumerate(entries):
             places[entry].append(place)
         chosen: set[int] = set()
-        for row, own, elapsed in zip(where.rows, places, where.elapsed_seconds, strict=True):
-            if self._compares(row):
+        rows = zip(where.rows, compares, places, where.elapsed_seconds, strict=True)
+        for row, is_compared, own, elapsed in rows:
+            if is_compared:
                 chosen.update(self._of(row).spacing.choose(own, elapsed))
         if where.ids is not None:
             chosen.update(k for k, _ in enumerate(entries) if where.ids[k] is not None)
         return sorted(chosen)
 
-    def _compares(self, row: int) -> bool:
-        return self._of(row).ladder.compares and self._adapted(row)
+    def _compares(self, row: int, *, busy: bool) -> bool:
+        """Whether a row's frames are compared; routine takes its time while another row settles."""
+        one = self._of(row)
+        if busy and one.ladder.state == "watching" and one.steps % _BUSY_STEPS:
+            return False
+        return one.ladder.compares and self._adapted(row)
 
     def _keep_states(self, where: StepRows) -> None:
         """Copies of rows that nothing is wrong with."""

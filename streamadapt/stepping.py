@@ -265,7 +265,10 @@ class Stepper:
         divisible = isinstance(call.frames, Tensor) and not any(
             isinstance(one, Tensor) for one in others
         )
-        now = Comparing(runtime.steps, streams, where, call.frames, output, forward, divisible)
+        busy = runtime.engine.has_phases and any(self._due(where))
+        now = Comparing(
+            runtime.steps, streams, where, call.frames, output, forward, divisible, busy
+        )
         runtime.beside("guard", lambda: runtime.guard.watch(now))
 
     def _record(self, facts: RecordedStep, committed: Committed | None, output: Any) -> None:
@@ -430,9 +433,7 @@ class Stepper:
                     runtime.worlds.follow(row, book.of(row), count)
 
             runtime.beside("domain memory", follow)
-        due = book.due(where.rows)
-        if where.held is not None:
-            due = [one and not held for one, held in zip(due, where.held, strict=True)]
+        due = self._due(where)
         if not any(due):
             return None, None
         try:
@@ -480,6 +481,13 @@ class Stepper:
             )
             book.read(number, streams, where.rows, settled.phase)
         return output, settled
+
+    def _due(self, where: StepRows) -> list[bool]:
+        """Which rows a settling pass is due for."""
+        due = self._runtime.phases.due(where.rows)
+        if where.held is None:
+            return due
+        return [one and not held for one, held in zip(due, where.held, strict=True)]
 
     def _note_unobserved(self, step: Step | CapturedStep) -> None:
         missing = step.unobserved

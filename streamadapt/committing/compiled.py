@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from streamadapt.bank import Rows, StatisticsBank
 from streamadapt.committing.written import Written
 from streamadapt.estimators import Estimator, Restarting
-from streamadapt.layout import BankLayout, layers_up_to
+from streamadapt.layout import BankLayout, LayerSlice, layers_up_to
 from streamadapt.moments import Moments
 from streamadapt.ops.compiled import CommitCall, Kernels, ProposalCall
 from streamadapt.ops.reduce import FrameMoments, shows_outliers
@@ -123,10 +124,7 @@ class CompiledCommit:
             small = torch.empty(3, count, dtype=torch.float64)
             trust = torch.empty(batch, dtype=torch.float64)
         frames, verdict, phase = small
-        places = (ctypes.c_int64 * count)(*rows)
-        allowed = None
-        if held is not None:
-            allowed = (ctypes.c_double * count)(*(0.0 if one else 1.0 for one in held))
+        places, allowed = _places(rows), _allowed(held)
         call.mean, call.var = mean.data_ptr(), var.data_ptr()
         call.weights, call.elapsed = weights.data_ptr(), elapsed.data_ptr()
         call.allowed = None if allowed is None else ctypes.addressof(allowed)
@@ -158,25 +156,19 @@ class CompiledCommit:
             phase,
         )
 
-    def propose(
+    def proposals(
         self,
-        index: int,
         rows: Rows,
-        mean: Tensor,
-        var: Tensor,
         weights: Tensor,
         *,
         trust: Tensor | None,
         elapsed: Tensor,
         held: Sequence[bool] | Tensor | None,
-    ) -> tuple[Tensor, Tensor] | None:
-        """What a settling pass makes of a layer: mean and variance `[rows, channels]` float64.
+    ) -> CompiledProposals | None:
+        """What a settling pass makes of each layer before the next one runs.
 
         Args:
-            index: of the layer.
             rows: of the bank.
-            mean: of the layer's frames, `[frames, channels]` float64.
-            var: likewise.
             weights: as in a call.
             trust: how much each frame counts, `[frames]` float64; None: all alike.
             elapsed: as in a call.
@@ -185,46 +177,26 @@ class CompiledCommit:
         Returns:
             None where this step is not for it.
         """
-        strided = mean.stride() == var.stride() and mean.stride(1) == 1
-        strided = strided and mean.dtype == var.dtype == torch.float64
-        if isinstance(rows, Tensor) or isinstance(held, Tensor) or not strided:
+        if isinstance(rows, Tensor) or isinstance(held, Tensor):
             return None
-        bank, layer, count = self._bank, self._layers[index], len(rows)
-        weights, elapsed = weights.contiguous(), elapsed.contiguous()
-        trust = None if trust is None else trust.contiguous()
-        wanted = torch.empty(2, count, layer.channels, dtype=torch.float64)
-        places = (ctypes.c_int64 * count)(*rows)
-        allowed = None
-        if held is not None:
-            allowed = (ctypes.c_double * count)(*(0.0 if one else 1.0 for one in held))
-        columns, start = self._arrays["columns"], 4 * layer.start  # bytes of fp32
-        self._kernels.run_proposal(
+        columns = self._arrays["columns"]
+        return CompiledProposals(
+            self._kernels,
+            self._layers,
+            self._arrays["prior"],
+            self._bank,
+            rows,
             ProposalCall(
-                mean=mean.data_ptr(),
-                var=var.data_ptr(),
-                weights=weights.data_ptr(),
-                trust=None if trust is None else trust.data_ptr(),
-                elapsed=elapsed.data_ptr(),
-                allowed=None if allowed is None else ctypes.addressof(allowed),
-                rows=ctypes.addressof(places),
-                data=bank.data.data_ptr() + start,
-                tallies=bank.tallies.data_ptr(),
-                source=bank.source.data_ptr() + start,
-                wanted_mean=wanted[0].data_ptr(),
-                wanted_var=wanted[1].data_ptr(),
-                batch=mean.shape[0],
-                row_count=count,
-                stride=mean.stride(0),
                 channels=self._call.channels,
-                size=layer.channels,
                 width=self._call.width,
                 phase=columns[_COLUMNS.index("phase")],
                 settled_seconds=columns[_COLUMNS.index("settled_seconds")],
-                eps=layer.eps,
-                prior=self._arrays["prior"][index],
-            )
+            ),
+            weights,
+            trust,
+            elapsed,
+            held,
         )
-        return wanted[0], wanted[1]
 
     def _next_pooled(self, rows: int, channels: int) -> Tensor:
         """Where moments of rows go: anew in each step, they would be mapped and faulted in anew.
@@ -240,3 +212,83 @@ class CompiledCommit:
             return found
         kept.append(kept.pop(0))
         return kept[-1]
+
+
+class CompiledProposals:
+    """See `CompiledCommit.proposals`, which makes it for one pass."""
+
+    def __init__(
+        self,
+        kernels: Kernels,
+        layers: Sequence[LayerSlice],
+        prior: NDArray[np.float64],
+        bank: StatisticsBank,
+        rows: Sequence[int],
+        call: ProposalCall,
+        weights: Tensor,
+        trust: Tensor | None,
+        elapsed: Tensor,
+        held: Sequence[bool] | None,
+    ) -> None:
+        self._kernels, self._layers, self._prior = kernels, layers, prior
+        self._bank, self._call, self._rows = bank, call, len(rows)
+        trust = None if trust is None else trust.contiguous()
+        weights, elapsed = weights.contiguous(), elapsed.contiguous()
+        places, allowed = _places(rows), _allowed(held)
+        self._wanted = torch.empty(2, len(rows), max(one.channels for one in layers)).double()
+        # Kept alive as long as the call that points to them.
+        self._kept = weights, trust, elapsed, places, allowed
+        call.weights, call.elapsed = weights.data_ptr(), elapsed.data_ptr()
+        call.trust = None if trust is None else trust.data_ptr()
+        call.rows = ctypes.addressof(places)
+        call.allowed = None if allowed is None else ctypes.addressof(allowed)
+        call.tallies = bank.tallies.data_ptr()
+        call.wanted_mean, call.wanted_var = (one.data_ptr() for one in self._wanted)
+        call.batch, call.row_count = weights.shape[1], len(rows)
+        self.frames = weights.shape[1]
+
+    def moments(self, index: int, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Mean and variance `[rows, channels]` float64 from those of a layer's frames.
+
+        None where these do not lie as they must.
+        """
+        strided = mean.stride() == var.stride() and mean.stride(1) == 1
+        if not (strided and mean.dtype == var.dtype == torch.float64):
+            return None
+        self._call.scale = None
+        self._run(index, mean.data_ptr(), var.data_ptr(), mean.stride(0))
+        count = self._rows * self._layers[index].channels
+        wanted = self._wanted.view(2, -1)[:, :count].view(2, self._rows, -1).clone()
+        return wanted[0], wanted[1]
+
+    def table(
+        self,
+        index: int,
+        moments: tuple[int, int, int],
+        table: tuple[int, int, int],
+        affine: tuple[int | None, int | None],
+    ) -> None:
+        """See `taps.statistics.TableWriter`."""
+        call = self._call
+        call.scale, call.shift, call.table_stride = table
+        call.gain, call.bias = affine
+        self._run(index, *moments)
+
+    def _run(self, index: int, mean: int, var: int, stride: int) -> None:
+        call, layer, bank = self._call, self._layers[index], self._bank
+        start = 4 * layer.start  # bytes of fp32
+        call.mean, call.var, call.stride = mean, var, stride
+        call.data, call.source = bank.data.data_ptr() + start, bank.source.data_ptr() + start
+        call.size, call.eps, call.prior = layer.channels, layer.eps, self._prior[index]
+        self._kernels.run_proposal(call)
+
+
+def _places(rows: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
+    return (ctypes.c_int64 * len(rows))(*rows)
+
+
+def _allowed(held: Sequence[bool] | None) -> ctypes.Array[ctypes.c_double] | None:
+    """Zero for rows that are held; None: there are none."""
+    if held is None:
+        return None
+    return (ctypes.c_double * len(held))(*(0.0 if one else 1.0 for one in held))

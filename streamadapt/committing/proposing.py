@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from streamadapt.bank import State
-from streamadapt.committing.compiled import CompiledCommit
+from streamadapt.committing.compiled import CompiledCommit, CompiledProposals
 from streamadapt.committing.steps import StepCommits
 from streamadapt.estimators import Observation
 from streamadapt.estimators.base import OneLayer
@@ -33,11 +33,10 @@ class Proposals:
         self._step, self._where, self._layout = step, where, layout
         self._estimator, self._weighing = commits.estimator, commits.weighing
         self._elapsed = commits.weighing.elapsed(where)
-        self._weights: Tensor | None = None
         kernels = commits.by_kernels
-        self._kernels = None
-        if isinstance(kernels, CompiledCommit) and where.control is None:
-            self._kernels = kernels
+        self._kernels = kernels if isinstance(kernels, CompiledCommit) else None
+        self._weights: Tensor | None = None
+        self._compiled: CompiledProposals | None = None
 
     def __call__(self, index: int, state: State) -> Moments:
         """Wanted moments of a layer, `[rows, channels]` float64; `state`: its rows' there.
@@ -49,24 +48,13 @@ class Proposals:
         observed = step.frame_moments(index)
         if observed is None:
             return state.moments
-        settling, frames = step.settling, observed.mean.shape[0]
-        if self._weights is None or self._weights.shape[1] != frames:
-            self._weights = self._weighing.weights(self._where, frames, settling)
+        settling, weights = step.settling, self._weigh(observed.mean.shape[0])
         trust = None if settling is None else settling.trust
-        if settling is not None and self._kernels is not None:
-            found = self._kernels.propose(
-                index,
-                self._where.rows,
-                observed.mean,
-                observed.var,
-                self._weights,
-                trust=trust,
-                elapsed=self._elapsed,
-                held=self._where.held,
-            )
+        if self._compiled is not None:
+            found = self._compiled.moments(index, observed.mean, observed.var)
             if found is not None:
                 return Moments(state.moments.count, *found)
-        reduced = reduce_frames(observed, self._weights, trust)
+        reduced = reduce_frames(observed, weights, trust)
         span = layout.layers[index].span
         seen = Observation(
             reduced.moments,
@@ -89,3 +77,23 @@ class Proposals:
             torch.where(usable, new.mean, state.moments.mean),
             torch.where(usable, new.var.clamp(min=0.0), state.moments.var),
         )
+
+    def writer(self, frames: int) -> CompiledProposals | None:
+        """See `taps.statistics.Proposer`."""
+        self._weigh(frames)
+        return self._compiled
+
+    def _weigh(self, frames: int) -> Tensor:
+        settling = self._step.settling
+        if self._weights is None or self._weights.shape[1] != frames:
+            self._weights = self._weighing.weights(self._where, frames, settling)
+            self._compiled = None
+            if settling is not None and self._kernels is not None and self._where.control is None:
+                self._compiled = self._kernels.proposals(
+                    self._where.rows,
+                    self._weights,
+                    trust=settling.trust,
+                    elapsed=self._elapsed,
+                    held=self._where.held,
+                )
+        return self._weights

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from streamadapt.ops.collect import StagedMoments
-from streamadapt.taps.statistics import RowStatistics
+from streamadapt.taps.statistics import ProposedStatistics, RowStatistics
 from streamadapt.taps.step import Step
 
 if TYPE_CHECKING:
@@ -271,7 +271,26 @@ class FusedStep:
             call.y = y
             if self._step.observe:
                 self._step.wrote(index, plan.positions)
+            if self._now and self._own is None and self._proposed(index, plan):
+                return
         self._correct(index, plan, rows, measures=plan.measures)
+
+    def _proposed(self, index: int, plan: Plan) -> bool:
+        """Normalise with what a kernel proposes; False: there is none, and nothing was done."""
+        assert isinstance(self._statistics, ProposedStatistics)
+        writer = self._statistics.writer(plan.items)
+        if writer is None:
+            return False
+        call, tables = plan.call, self._tables
+        scale = tables.address(1) + plan.start * BYTES
+        moments = call.mean, call.var, tables.padded
+        writer.table(
+            index, moments, (scale, scale + self._shift, self._stride), tables.affine(index)
+        )
+        call.mean = None
+        call.scale, call.shift = scale, scale + self._shift
+        self._run(plan.address)
+        return True
 
     def _correct(self, index: int, plan: Plan, rows: Tensor | None, *, measures: bool) -> None:
         """Normalise frames by what their moments are."""

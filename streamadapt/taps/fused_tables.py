@@ -304,6 +304,10 @@ class FusedTables:
         """Of a row: scale, shift, `1 / (variance + eps)`, mean, `[4, padded channels]` fp32."""
         return self._room.data_ptr() + row * 4 * self.padded * BYTES
 
+    def affine(self, index: int) -> tuple[int | None, int | None]:
+        """Addresses of a layer's weight and bias; None: it has none."""
+        return self._weights[index], self._biases[index]
+
     def of_layer(self, row: int, span: slice) -> tuple[Tensor, Tensor]:
         """A layer's scale and shift, `[channels]` fp32."""
         return self._room[row, 0, span], self._room[row, 1, span]

@@ -108,12 +108,42 @@ class CommittedStatistics:
         return self._state.source.part(span)
 
 
+class TableWriter(Protocol):
+    """Writes what layers are normalised with where kernels read it."""
+
+    def table(
+        self,
+        index: int,
+        moments: tuple[int, int, int],
+        table: tuple[int, int, int],
+        affine: tuple[int | None, int | None],
+    ) -> None:
+        """Scale and shift of a layer's input, `[rows, channels]` fp32.
+
+        Args:
+            index: of the layer.
+            moments: addresses of the frames' means and variances, and the stride of frames.
+            table: addresses of scale and shift, and the stride of rows.
+            affine: addresses of the layer's own weight and bias, if it has them.
+        """
+
+
+class Proposer(Protocol):
+    """Says what layers are to be normalised with, from what their frames showed."""
+
+    def __call__(self, index: int, state: State) -> Moments:
+        """Wanted moments of a layer, `[rows, channels]`; `state`: its rows' there."""
+
+    def writer(self, frames: int) -> TableWriter | None:
+        """Writes the same for kernels, in a step of so many frames; None: nothing does."""
+
+
 class ProposedStatistics:
     """What the estimator makes of the rows' at a layer when it has seen this batch there.
 
     Args:
-        state: the committed one of the rows, all channels.
-        propose: from a layer's index and its state to the wanted moments.
+        read: the committed state of the rows, all channels; called when it is needed, if it is.
+        propose: the estimator's proposals.
         layout: the bank's.
         bound: as for `CommittedStatistics`.
         held: likewise.
@@ -123,15 +153,16 @@ class ProposedStatistics:
 
     def __init__(
         self,
-        state: State,
-        propose: Callable[[int, State], Moments],
+        read: Callable[[], State],
+        propose: Proposer,
         layout: BankLayout,
         *,
         bound: bool,
         held: Tensor | None = None,
     ) -> None:
-        self._whole, self._propose, self._layout, self._bound = state, propose, layout, bound
+        self._read, self._propose, self._layout, self._bound = read, propose, layout, bound
         self._own = held
+        self.writer = propose.writer
         self._states: dict[int, State] = {}  # by where a layer starts
 
     def coefficients(self, index: int) -> tuple[Tensor, Tensor]:
@@ -156,6 +187,11 @@ class ProposedStatistics:
     def source(self, span: slice) -> Moments:
         """See `RowStatistics`."""
         return self._state(span).source
+
+    @cached_property
+    def _whole(self) -> State:
+        with torch.inference_mode(False), torch.no_grad():
+            return self._read()
 
     def _state(self, span: slice) -> State:
         if span.start not in self._states:

@@ -65,6 +65,10 @@ _PROPOSAL_POINTERS = (
     "source",
     "wanted_mean",
     "wanted_var",
+    "scale",
+    "shift",
+    "gain",
+    "bias",
 )
 _PROPOSAL_SIZES = (
     "batch",
@@ -75,6 +79,7 @@ _PROPOSAL_SIZES = (
     "width",
     "phase",
     "settled_seconds",
+    "table_stride",
 )
 
 

@@ -46,11 +46,11 @@ def test_a_layers_proposal_is_the_estimators(
         room[1].abs_()
         if batch > 1:
             room[0, -1] = torch.inf  # a frame that tells nothing
+        proposals = commit.proposals(rows, weights, trust=trust, elapsed=elapsed, held=held)
+        assert proposals is not None
         for index, layer in enumerate(layout.layers):
             mean, var = room[:, :, layer.span]
-            found = commit.propose(
-                index, rows, mean, var, weights, trust=trust, elapsed=elapsed, held=held
-            )
+            found = proposals.moments(index, mean, var)
             assert found is not None
             ones = torch.ones_like(mean[0])
             reduced = reduce_frames(FrameMoments(mean, var, ones, ones[:1]), weights, trust)
@@ -66,3 +66,17 @@ def test_a_layers_proposal_is_the_estimators(
             ):
                 expected = torch.where(moves, new, old)
                 torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+            # The same as what the layer's input is normalised with.
+            gain, bias = torch.rand(2, layer.channels, generator=generator)
+            table = torch.full((2, len(rows), layout.padded_channels), torch.nan)
+            proposals.table(
+                index,
+                (mean.data_ptr(), var.data_ptr(), layout.padded_channels),
+                (table[0].data_ptr(), table[1].data_ptr(), layout.padded_channels),
+                (gain.data_ptr(), bias.data_ptr()),
+            )
+            scale = gain / (found[1] + layer.eps).sqrt()
+            wanted_table = torch.stack([scale, bias - found[0] * scale]).float()
+            written = table[:, :, : layer.channels]
+            torch.testing.assert_close(written, wanted_table, rtol=1e-5, atol=1e-5)
+            assert table[:, :, layer.channels :].isnan().all()

@@ -129,17 +129,11 @@ def test_what_is_not_finite_changes_nothing() -> None:
         assert torch.equal(bank.data[1].nan_to_num(7.0), before[0][1].nan_to_num(7.0))
         assert torch.equal(bank.tallies[1], before[1][1])
         assert not torch.equal(bank.data[2], before[0][2])
-        found = commit.propose(
-            0,
-            (1, 2),
-            mean[:, layout.layers[0].span],
-            var[:, layout.layers[0].span],
-            weights,
-            trust=None,
-            **given,  # type: ignore[arg-type]
-        )
-        assert found is not None
+        proposals = commit.proposals((1, 2), weights, trust=None, **given)  # type: ignore[arg-type]
+        assert proposals is not None
         span = layout.layers[0].span
+        found = proposals.moments(0, mean[:, span], var[:, span])
+        assert found is not None
         assert torch.equal(found[0][0].float(), before[0][1, 0, span])  # as it is held
         assert torch.equal(found[1][0].float(), before[0][1, 1, span])
         assert not torch.equal(found[0][1].float(), before[0][2, 0, span])

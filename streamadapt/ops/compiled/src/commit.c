@@ -492,10 +492,18 @@ static void propose_row(const sa_proposal *p, int64_t r, const uint8_t *finite, 
             var[i] = most(v, 0.0);
         }
     }
-    if (moves && sum * 0.0 == 0.0) return;
-    for (int64_t i = 0; i < p->size; i++) {
-        mean[i] = (double)data[i];
-        var[i] = (double)held_var[i];
+    if (!moves || sum * 0.0 != 0.0)
+        for (int64_t i = 0; i < p->size; i++) {
+            mean[i] = (double)data[i];
+            var[i] = (double)held_var[i];
+        }
+    if (!p->scale) return;
+    float *scale = p->scale + r * p->table_stride, *shift = p->shift + r * p->table_stride;
+    float eps = (float)p->eps;
+    for (int64_t i = 0; i < p->size; i++) { /* as tables are filled */
+        float inverse = 1.0f / sqrtf((float)var[i] + eps);
+        scale[i] = p->gain ? inverse * p->gain[i] : inverse;
+        shift[i] = (p->bias ? p->bias[i] : 0.0f) - (float)mean[i] * scale[i];
     }
 }
 

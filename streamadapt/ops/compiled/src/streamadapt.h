@@ -134,7 +134,12 @@ typedef struct {
     const float *source;   /* [2, channels] */
     double *wanted_mean;   /* [rows, size] */
     double *wanted_var;
+    float *scale;          /* the same as what to normalise with, [rows, table_stride]; or NULL */
+    float *shift;
+    const float *gain;     /* the layer's own weight and bias; NULL: ones, zeros */
+    const float *bias;
     int64_t batch, row_count, stride, channels, size, width, phase, settled_seconds;
+    int64_t table_stride;
     double eps, prior;
 } sa_proposal;
 
