@@ -1,9 +1,9 @@
 """Eight cameras in one batch: `python -m benchmarks.cameras.mixed`.
 
-CIFAR-10, ResNet-20. Each camera shows other pictures through a degradation of its own, fixed by the
-seed, one frame in every batch of eight, 25 a second. Three processors get the same batches: with a
-row of statistics for each camera, with one that all share, and frozen. Error is over all frames
-after the first hundred of each camera, and over all of them.
+CIFAR-10, ResNet-20. Each camera shows pictures, no picture twice, in an order of its own through a
+degradation of its own, fixed by the seed, one frame in every batch of eight, 25 a second. Three
+processors get the same batches: with a row of statistics for each camera, with one that all share,
+and frozen. Error is over all frames after the first hundred of each camera, and over all of them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from examples.scenes import SEED, WORLDS
 from streamadapt.pipeline import Preprocess
 from streamadapt.replay.corruptions import corrupt
 
-FRAMES = 600  # of each camera
+FRAMES = 2000  # of each camera
 WARM_UP = 100
 GAIN = 0.10
 
@@ -31,7 +31,7 @@ def pictures() -> tuple[Any, Any]:
     """Of each camera: uint8 `[8, FRAMES, 32, 32, 3]`, and labels `[8, FRAMES]`."""
     x, y = cifar_images()
     rng = np.random.default_rng(SEED)
-    chosen = rng.permutation(len(x))[: len(WORLDS) * FRAMES].reshape(len(WORLDS), FRAMES)
+    chosen = np.stack([rng.permutation(len(x))[:FRAMES] for _ in WORLDS])
     shown = [
         corrupt(x[own], name, severity=severity, rng=rng)
         for own, (name, severity) in zip(chosen, WORLDS, strict=True)

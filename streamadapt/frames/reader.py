@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from threading import Condition
-from types import TracebackType
 from typing import Literal, Self
 
+from streamadapt.closing import Closing
 from streamadapt.errors import ConfigurationError, one_line
 from streamadapt.frames.backoff import Backoff
 from streamadapt.frames.frame import Frame, Picture
@@ -54,7 +54,7 @@ class CameraStatus:
     attempts: int
 
 
-class FrameReader:
+class FrameReader(Closing):
     """Frames of one source, read ahead by a thread; iterate over it, or `take` what is there.
 
     The thread begins with the first frame that is asked for, or with `start`. Closing takes a
@@ -227,14 +227,6 @@ class FrameReader:
 
     def __enter__(self) -> Self:
         return self.start()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _something(self) -> bool:
         return self._mailbox.oldest() is not None or self._mailbox.exhausted

@@ -10,6 +10,9 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+import numpy as np
+from numpy.typing import NDArray
+
 from streamadapt.errors import ConfigurationError
 from streamadapt.frames.frame import Picture
 from streamadapt.frames.source import SourceError, SourceLostError
@@ -146,7 +149,7 @@ class VideoSource:
                     damaged = _LONGEST_DAMAGE
                 elif frame.key_frame:
                     damaged = 0
-                data = frame.to_ndarray(format="rgb24")
+                data = _rgb(frame)
                 spent += time.perf_counter() - started
                 seconds = frame.time if self._fps is None else given / self._fps
                 yield Picture(data, seconds, damaged > 0, spent)
@@ -177,6 +180,15 @@ class VideoSource:
         if not self.is_live or isinstance(error, refused):
             return SourceError(told)
         return SourceLostError(told)
+
+
+def _rgb(frame: Any) -> NDArray[np.uint8]:
+    """A decoded frame as `[H, W, 3]`: in FFmpeg's own memory, which lives as long as it."""
+    frame = frame.reformat(format="rgb24")
+    plane, height, width = frame.planes[0], frame.height, frame.width
+    lines = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+    picture = lines[:height, : 3 * width].reshape(height, width, 3)
+    return np.ascontiguousarray(picture)  # a copy where lines are padded
 
 
 class PicturesSource:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from types import TracebackType
-from typing import Self, get_args
+from typing import get_args
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from streamadapt.closing import Closing
 from streamadapt.errors import ConfigurationError
 from streamadapt.frames.reader import State
 from streamadapt.instrumentation.tally import Labels
@@ -20,7 +20,7 @@ _STATES: tuple[State, ...] = get_args(State)
 log = logging.getLogger("streamadapt")
 
 
-class CameraMetrics(Collector):
+class CameraMetrics(Closing, Collector):
     """Frames, drops and outages of cameras, read when somebody scrapes.
 
     Args:
@@ -57,17 +57,6 @@ class CameraMetrics(Collector):
             self._registry.unregister(self)
         except KeyError:
             log.debug("metrics of cameras were given back before")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def describe(self) -> Iterator[Metric]:
         """Every family without a value."""

@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, start_http_server
@@ -21,6 +20,7 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
+from streamadapt.closing import Closing
 from streamadapt.drift import Drift
 from streamadapt.errors import ConfigurationError, ModelStateError, StreamError
 from streamadapt.events import Phase
@@ -101,7 +101,7 @@ class _Readings:
     )
 
 
-class PrometheusExporter(Collector):
+class PrometheusExporter(Closing, Collector):
     """Serves a processor's metrics, and stays out of its way.
 
     Counters start when the exporter is made. Gauges are read from the processor when somebody
@@ -201,17 +201,6 @@ class PrometheusExporter(Collector):
             self._server.server_close()
             self._thread.join()
         self._server, self._thread = None, None
-
-    def __enter__(self) -> PrometheusExporter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # What Prometheus reads ---------------------------------------------------------------------
 

@@ -18,13 +18,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from threading import Condition
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from streamadapt import frames as fr
+from streamadapt.closing import Closing
 from streamadapt.errors import ConfigurationError, StreamError, one_line
 from streamadapt.events import Event, StepCompleted
 from streamadapt.frames import CameraStatus, Frame, FrameReader, redacted
@@ -65,7 +65,7 @@ class PipelineStatus:
     killed: bool
 
 
-class Pipeline:
+class Pipeline(Closing):
     """Runs a processor on cameras: iterate over it for results, or `run()` it for its sinks.
 
     Each camera is read in a thread of its own and has a row of statistics of its own; frames of
@@ -266,17 +266,6 @@ class Pipeline:
         self._unsubscribe()
         if not self._processor.closed:
             self._processor.flush()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # One batch ---------------------------------------------------------------------------------
 

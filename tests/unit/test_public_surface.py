@@ -26,6 +26,7 @@ ROOT = "streamadapt"
 # itself, which only hands names on, has a place of its own; `testing` may import anything.
 LAYERS = (
     {
+        "closing",
         "errors",
         "events",
         "fingerprint",

@@ -49,6 +49,21 @@ def test_a_video(tmp_path: Path) -> None:
     assert sa.frames.open(path.as_uri()).get(timeout=10) is not None
 
 
+@pytest.mark.parametrize("size", [(48, 64), (38, 50), (36, 192)])
+def test_pictures_are_the_decoded_ones_and_stay(tmp_path: Path, size: tuple[int, int]) -> None:
+    """Whatever the width, and however many come after."""
+    path = video(tmp_path / "one.mp4", size=size)
+    with av.open(str(path)) as container:
+        wanted = [one.to_ndarray(format="rgb24") for one in container.decode(video=0)]
+    for realtime in (False, True):
+        with sa.frames.open(path, realtime=realtime, policy="every", capacity=32) as reader:
+            shown = [one.data for one in reader]
+        assert len(shown) == len(wanted) == 20
+        for one, other in zip(shown, wanted, strict=True):
+            assert np.array_equal(one, other)
+            assert one.flags.writeable and one.flags.c_contiguous
+
+
 def test_pictures_of_a_folder_in_natural_order(tmp_path: Path) -> None:
     from PIL import Image
 
