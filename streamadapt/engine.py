@@ -6,8 +6,7 @@ Knows tensors and rows. Streams, locks, events and time belong to the processor.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,8 +15,9 @@ from torch import Tensor, nn
 
 from streamadapt.alignment.features import FeatureMoments
 from streamadapt.alignment.head import AlignedHead
+from streamadapt.arming import Arming
 from streamadapt.bank import RowState, StatisticsBank
-from streamadapt.committing import Committed, Proposals, StepCommits, thresholds
+from streamadapt.committing import Committed, StepCommits, thresholds
 from streamadapt.drift import location_scale_distance
 from streamadapt.errors import ModelStateError
 from streamadapt.estimators import Estimator
@@ -26,21 +26,13 @@ from streamadapt.layout import BankLayout
 from streamadapt.moments import Moments
 from streamadapt.ops.compiled import Kernels
 from streamadapt.ops.device import DeviceOperations
-from streamadapt.taps import BufferBinding, Inventory, ModelTap, Staging, Step, verify_remappable
+from streamadapt.taps import BufferBinding, Inventory, ModelTap, Step, verify_remappable
 from streamadapt.taps.device import DeviceTables
 from streamadapt.taps.folded import FoldedLayer
 from streamadapt.taps.fused_tables import FusedTables
 from streamadapt.taps.kernels import Tables
 from streamadapt.taps.owners import OwnerTaps
 from streamadapt.taps.refolding import Refolding
-from streamadapt.taps.statistics import (
-    CommittedStatistics,
-    FramesOwn,
-    ProposedStatistics,
-    RowStatistics,
-)
-from streamadapt.taps.step import Settling
-from streamadapt.transfer import host_sees
 from streamadapt.weighing import StepRows
 
 Origin = Literal["source", "restored"]
@@ -77,6 +69,7 @@ class AdaptationEngine:
             journal takes out what it has written down.
         on_displaced: called with such rows.
         commits: of steps.
+        armed: arms the tap for one forward of this thread; see `Arming.armed`.
         has_phases: the estimator settles, follows and rests.
     """
 
@@ -97,7 +90,6 @@ class AdaptationEngine:
     ) -> None:
         self.layers = inventory.layers
         self.timing = timing
-        self._frames_per_row = frames_per_row
         self.layout = BankLayout([(one.name, one.channels, one.eps) for one in self.layers])
         self.bank = StatisticsBank(
             self.layout,
@@ -121,13 +113,11 @@ class AdaptationEngine:
         if head is not None:
             head.require_device(self.device)
             self.bank.companion = head.rows
-        self._staging = Staging(self.layout)
-        self._thresholds = thresholds(estimator, len(self.layers))
         self.tables: Tables | None = None
         if isinstance(kernels, DeviceOperations):
             self.tables = DeviceTables(self.layers, self.layout, kernels)
         elif kernels is not None:
-            measured = len(self._thresholds)
+            measured = len(thresholds(estimator, len(self.layers)))
             self.tables = FusedTables(self.layers, self.layout, kernels, measured=measured)
         self.tap = ModelTap(self.layers)
         self.tap.packs, self.tap.bound = packs, bound
@@ -135,6 +125,18 @@ class AdaptationEngine:
         if any(layer.kind == "folded" for layer in self.layers):
             self.folded = Refolding(self.layers, self.bank, every=refold_every)
         self.binding = BufferBinding(self.layers, self.folded)
+        self._arming = Arming(
+            bank=self.bank,
+            commits=self.commits,
+            tap=self.tap,
+            binding=self.binding,
+            timing=timing,
+            frames_per_row=frames_per_row,
+            tables=self.tables,
+            folded=self.folded,
+            head=head,
+        )
+        self.armed = self._arming.armed
         self.owners = None
         packs = packs and self.device.type == "cpu" and not isinstance(kernels, DeviceOperations)
         if model is not None and (self.tables is not None or packs):
@@ -144,9 +146,10 @@ class AdaptationEngine:
                 self.tap,
                 kernels=kernels if isinstance(kernels, Kernels) else None,
                 packs=packs,
-                paused=self._paused,
+                paused=self._arming.paused,
             )
             self.owners.install()
+            self._arming.owners = self.owners
         self.tap.install()
         if head is not None:
             head.install()
@@ -166,11 +169,11 @@ class AdaptationEngine:
     @property
     def backend(self) -> str:
         """How layers are normalised and looked at."""
-        return "hooks" if self._kernels is None else self._kernels.name
+        return "hooks" if self._arming.kernels is None else self._arming.kernels.name
 
     def manners(self) -> list[str]:
         """How each layer's moments get out."""
-        kernels = self._kernels
+        kernels = self._arming.kernels
         together = {} if self.owners is None else self.owners.manners()
         found = []
         for index, layer in enumerate(self.layers):
@@ -184,12 +187,6 @@ class AdaptationEngine:
         return found
 
     @property
-    def _kernels(self) -> Tables | None:
-        """Those that normalise where the model is now; None: there are none."""
-        tables = self.tables
-        return None if tables is None or not tables.serves(self.device) else tables
-
-    @property
     def needs_arming(self) -> bool:
         """Whether a forward on committed state alone needs an armed tap."""
         corrects = self.estimator.correction is not None
@@ -197,8 +194,8 @@ class AdaptationEngine:
 
     def refresh(self) -> None:
         """See what became of the layers' weights, before a step that does not look itself."""
-        if self._kernels is not None:
-            self._kernels.refresh(self.device)
+        if self._arming.kernels is not None:
+            self._arming.kernels.refresh(self.device)
 
     def check_mode(self) -> None:
         """Refuse a layer in training mode (`ModelStateError`)."""
@@ -248,107 +245,6 @@ class AdaptationEngine:
         dtypes = sorted({str(mean.dtype).removeprefix("torch.") for mean, _ in held})
         return Repair(replaced, str(device), tuple(dtypes))
 
-    @contextmanager
-    def armed(
-        self,
-        where: StepRows,
-        *,
-        entries: int | None,
-        observe: bool,
-        settling: Settling | None = None,
-        source: bool = False,
-        staging: Staging | None = None,
-        correct: bool = True,
-    ) -> Iterator[Step]:
-        """Arm the tap for one forward of this thread.
-
-        Args:
-            where: rows of the batch.
-            entries: batch size, or None where it cannot be told from the input.
-            observe: stage moments; without it, inputs are only moved onto the rows' statistics.
-            settling: the forward is a settling pass.
-            source: normalise as the source, whatever the rows hold.
-            staging: where moments go; None: where those of other steps go.
-            correct: single frames, if the estimator does so.
-        """
-        step = Step(
-            self.layout,
-            entries=entries,
-            rows=where.row_of_entries(self.device),
-            frames_per_row=self._frames_per_row,
-            observe=observe,
-            staging=self._staging if staging is None else staging,
-            exact=self.estimator.compensated,
-        )
-        step.settling, step.folded = settling, self.folded
-        now = settling is not None or (observe and self._waits(where, entries))
-        plain = settling is not None or source or not correct
-        correction = None if plain else self.estimator.correction
-        bound = self.binding.bound
-        moves = now or source or not bound
-        statistics = None
-        if moves or correction is not None:
-            with torch.inference_mode(False), torch.no_grad():
-                statistics = self._statistics(step, where, now=now, source=source)
-            if moves:
-                step.coefficients = statistics.coefficients
-            if correction is not None:
-                step.own = FramesOwn(statistics, self._thresholds, self.layout)
-        kernels = self._kernels
-        if self.owners is not None and not torch.is_grad_enabled():
-            self.owners.look()
-        if kernels is not None and not torch.is_grad_enabled():
-            step.fused = kernels.arm(
-                step,
-                self.bank,
-                where.places,
-                statistics=statistics,
-                bound=bound,
-                now=now,
-                source=source,
-            )
-        self.tap.remapping = step.coefficients is not None or step.own is not None
-        self.tap.step = step
-        if self.head is not None:
-            observe = observe and settling is None
-            step.head = self.head.arm(where.rows, where.entries, observe=observe)
-        try:
-            yield step
-            if step.fused is not None:
-                step.fused.finish()
-        finally:
-            if self.head is not None:
-                self.head.disarm()
-            self.tap.step = None
-            self.tap.remapping = False
-            step.fused = None  # they know one another, and nobody else is to be asked to part them
-
-    def _waits(self, where: StepRows, entries: int | None) -> bool:
-        """Whether layers are normalised with what the estimator makes of the batch at them."""
-        if self.timing != "synchronous":
-            return False
-        scalars = self.bank.scalars_of(where.places)
-        if entries is None or not host_sees(self.bank.tallies):
-            return True
-        with torch.inference_mode(False), torch.no_grad():
-            frames = self.commits.weighing.weights(where, entries, None).sum(dim=1, keepdim=True)
-            moves = self.estimator.may_move(scalars, frames, self.commits.weighing.elapsed(where))
-            return moves is None or bool(moves.any())
-
-    @contextmanager
-    def _paused(self) -> Iterator[None]:
-        """The model runs as if no step were armed."""
-        step, head = self.tap.step, None if self.head is None else self.head.step
-        self.tap.step = None
-        if self.head is not None:
-            self.head.step, aligning, self.head.aligning = None, self.head.aligning, False
-        try:
-            yield
-        finally:
-            self.tap.step = step
-            if self.head is not None:
-                self.head.step, self.head.aligning = head, aligning
-
     def commit(self, step: Step, where: StepRows, *, healthy: Tensor | None = None) -> Committed:
         """Bring what `step` staged to the bank, and to the model; see `StepCommits`."""
         committed = self.commits(step, where, healthy=healthy)
@@ -365,7 +261,7 @@ class AdaptationEngine:
             ConfigurationError: another rule, or settings that need other state.
         """
         obeys = self.commits.retune(estimator)
-        self._thresholds = thresholds(estimator, len(self.layers))
+        self._arming.follow()
         return obeys and self.timing == "lagged"
 
     def _bring_back(self, step: Step, phase: Tensor | None) -> None:
@@ -489,23 +385,3 @@ class AdaptationEngine:
         if self.head is not None:
             self.head.remove()
         self.binding.release()
-
-    def _statistics(self, step: Step, where: StepRows, *, now: bool, source: bool) -> RowStatistics:
-        """What the layers of a step are normalised with."""
-        bound = self.binding.bound
-        held = None
-        if bound and self.folded is not None:
-            own = self.bank.data[where.rows[0], :2]
-            held = torch.where(self.folded.channels, self.folded.held, own).double()
-        rows = where.places
-        if not now:
-            return CommittedStatistics(
-                lambda: self.bank.read(rows), self.layout, bound=bound, source=source, held=held
-            )
-        return ProposedStatistics(
-            lambda: self.bank.read(rows),
-            Proposals(step, where, self.commits, self.layout),
-            self.layout,
-            bound=bound,
-            held=held,
-        )

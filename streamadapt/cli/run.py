@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _DRAW_SECONDS = 0.5
 _FIRST_CONTACT_SECONDS = 30.0
+MEMORY_SECONDS = 60.0  # from one time that freed memory is given back to the next
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -108,9 +109,10 @@ def main(args: argparse.Namespace) -> int:
     from streamadapt.cli.run_status import StatusScreen
     from streamadapt.pipeline.operating import Operation
     from streamadapt.replay.models import load_model
-    from streamadapt.replay.one_thread import keep_freed_memory
+    from streamadapt.replay.one_thread import give_back_freed_memory, keep_freed_memory
 
     keep_freed_memory(arenas=1)
+    give_back_freed_memory(every_seconds=MEMORY_SECONDS)
     fleet = _fleet(args)
     _set_threads(args.threads, cameras=len(fleet.cameras))
     preprocess = _preprocess(fleet.preprocess)

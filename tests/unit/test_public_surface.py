@@ -42,6 +42,7 @@ LAYERS = (
     {
         "acting",
         "arguments",
+        "arming",
         "backends",
         "batch",
         "between",

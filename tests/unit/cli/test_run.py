@@ -28,7 +28,8 @@ MODEL = "tests.models:residual"
 @pytest.fixture(autouse=True)
 def unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command changes how the process keeps memory, which is not wanted here."""
-    monkeypatch.setattr("streamadapt.replay.one_thread.keep_freed_memory", lambda **_: None)
+    for name in ("keep_freed_memory", "give_back_freed_memory"):
+        monkeypatch.setattr(f"streamadapt.replay.one_thread.{name}", lambda **_: None)
     monkeypatch.setattr("torch.set_num_threads", lambda _: None)
     monkeypatch.chdir(REPOSITORY)
 
