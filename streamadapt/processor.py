@@ -25,9 +25,10 @@ from streamadapt.estimators.base import Timing
 from streamadapt.guard import Guard
 from streamadapt.journal import Journal
 from streamadapt.outbox import EventHandler
+from streamadapt.passes import Call
 from streamadapt.profile import SourceProfile
 from streamadapt.runtime import Mode, Runtime
-from streamadapt.stepping import Call, Stepper
+from streamadapt.stepping import Stepper
 from streamadapt.store import FileStore
 from streamadapt.streams import WhenFull
 from streamadapt.taps import fingerprint_of, take_inventory

@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from streamadapt.batch import (
     batch_size,
@@ -33,39 +31,18 @@ from streamadapt.events import (
     LayersUnobserved,
     Outcome,
     Rejection,
-    SettlingFailed,
-    SettlingPassed,
-    SettlingRefused,
-    ShadowCompared,
-    ShadowFailed,
     UpdateFailed,
-    UpdateRefused,
 )
-from streamadapt.guarding import Comparing
 from streamadapt.journal import RecordedStep
 from streamadapt.ledger import StepFacts
+from streamadapt.passes import Call, SecondPasses
 from streamadapt.readout import Stopwatch
 from streamadapt.runtime import Runtime
-from streamadapt.settling import settle
-from streamadapt.shadow import compare_outputs
 from streamadapt.streams import DEFAULT_STREAM
 from streamadapt.taps import Step
 from streamadapt.weighing import StepRows, without
 
 log = logging.getLogger("streamadapt")
-
-
-@dataclass(frozen=True, eq=False)
-class Call:
-    """The model's arguments, as they came."""
-
-    frames: Any
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-
-    def __call__(self, runtime: Runtime) -> Any:
-        """Run the model."""
-        return runtime.model(self.frames, *self.args, **self.kwargs)
 
 
 class Stepper:
@@ -78,7 +55,7 @@ class Stepper:
     """
 
     def __init__(self, runtime: Runtime, *, shadow_every: int, clock: Callable[[], float]) -> None:
-        self._runtime = runtime
+        self._runtime, self._passes = runtime, SecondPasses(runtime)
         self._shadow_every = shadow_every
         self._clock = clock
         self._unobserved: tuple[str, ...] = ()
@@ -152,11 +129,11 @@ class Stepper:
                     apart = runtime.engine.commits.apart(committed)
                     runtime.drift.read(runtime.steps, admission.streams, where.rows, apart)
             if committed is not None and runtime.mode == "adapt":
-                self._guard(call, where, admission.streams, output)
+                self._passes.compare(call, where, admission.streams, output)
             facts = RecordedStep(runtime.steps, frames, where, newest, outcome)
             self._record(facts, committed, output)
             if committed is not None and committed.phase is not None:
-                again, settled = self._settle(call, where, step, committed, frames)
+                again, settled = self._passes.settle(call, where, step, committed, frames)
                 if settled is not None:
                     self._record(replace(facts, settling=True), settled, again)
                     if runtime.timing == "synchronous" and runtime.mode == "adapt":
@@ -245,32 +222,6 @@ class Stepper:
             runtime.outbox.post(GuardFailed(step=runtime.steps, error=one_line(error)))
             return where
 
-    def _guard(self, call: Call, where: StepRows, streams: Sequence[Hashable], output: Any) -> None:
-        """Let the guard look at the answers, and run the model again on some of the frames."""
-        runtime = self._runtime
-        if runtime.guard.guard is None:
-            return
-        device = runtime.engine.device
-
-        def forward(frames: Any, part: StepRows) -> Any:
-            with (
-                runtime.step_lock.forward(),
-                torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-                torch.no_grad(),
-                runtime.engine.armed(part, entries=part.batch, observe=False, source=True),
-            ):
-                return replace(call, frames=frames)(runtime)
-
-        others = pytree.tree_leaves((call.args, call.kwargs))
-        divisible = isinstance(call.frames, Tensor) and not any(
-            isinstance(one, Tensor) for one in others
-        )
-        busy = runtime.engine.has_phases and any(self._due(where))
-        now = Comparing(
-            runtime.steps, streams, where, call.frames, output, forward, divisible, busy
-        )
-        runtime.beside("guard", lambda: runtime.guard.watch(now))
-
     def _record(self, facts: RecordedStep, committed: Committed | None, output: Any) -> None:
         """Put a commit into the journal, before the next one changes the rows."""
         runtime = self._runtime
@@ -309,7 +260,7 @@ class Stepper:
         watch.mark()
         due = runtime.mode == "shadow" and runtime.steps % self._shadow_every == 0
         if due and runtime.updating and where.rows:
-            step = self._candidate(call, where, entries, output)
+            step = self._passes.candidate(call, where, entries, output)
         return output, step
 
     def _capture_for(self, call: Call) -> Capture | None:
@@ -340,44 +291,6 @@ class Stepper:
             return call(runtime)
         with engine.armed(where, entries=entries, observe=False, correct=False):
             return call(runtime)
-
-    def _candidate(
-        self, call: Call, where: StepRows, entries: int | None, source_output: Any
-    ) -> Step | None:
-        """Shadow mode's second forward, on adapted statistics; leaves no trace in the model."""
-        runtime, number = self._runtime, self._runtime.steps
-        device = runtime.engine.device
-        try:
-            with (
-                runtime.step_lock.forward(),
-                torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-                torch.no_grad(),
-                runtime.engine.armed(where, entries=entries, observe=True) as step,
-            ):
-                output = call(runtime)
-            compared = compare_outputs(source_output, output)
-        except Exception as error:
-            runtime.ledger.trouble["shadow"] = f"the candidate pass failed: {one_line(error)}"
-            runtime.outbox.post(ShadowFailed(step=number, error=one_line(error)))
-            return None
-        runtime.ledger.trouble.pop("shadow", None)
-
-        def receive(values: Tensor) -> None:
-            agreement, relative = values.tolist()
-            runtime.outbox.post(
-                ShadowCompared(
-                    step=number,
-                    frames=step.entries or 0,
-                    agreement=None if agreement != agreement else agreement,
-                    relative_difference=relative,
-                )
-            )
-
-        if compared is not None:
-            runtime.readouts.submit(compared, receive)
-        streams = tuple(runtime.streams.name(row) for row in where.rows)
-        runtime.guard.compare(number, streams, where, output, source_output)
-        return step
 
     def _outcome(
         self, step: Step | CapturedStep | None, where: StepRows, *, idle: bool
@@ -411,83 +324,6 @@ class Stepper:
         trouble.pop("update", None)
         held = where.held is not None and all(where.held)
         return ("held" if held else "updated"), committed
-
-    def _settle(
-        self,
-        call: Call,
-        where: StepRows,
-        step: Step | CapturedStep | None,
-        committed: Committed,
-        frames: Mapping[Hashable, int],
-    ) -> tuple[Any, Committed | None]:
-        """A settling pass over the step's frames, where a row is due; its output and commit."""
-        runtime, number = self._runtime, self._runtime.steps
-        book, trouble = runtime.phases, runtime.ledger.trouble
-        streams, counts = tuple(frames), tuple(frames.values())
-        assert committed.phase is not None and step is not None and step.entries is not None
-        with runtime.state_lock:
-            book.read(number, streams, where.rows, committed.phase)
-
-            def follow() -> None:
-                for row, count in zip(where.rows, counts, strict=True):
-                    runtime.worlds.follow(row, book.of(row), count)
-
-            runtime.beside("domain memory", follow)
-        due = self._due(where)
-        if not any(due):
-            return None, None
-        try:
-            output, settled = settle(
-                lambda: call(runtime),
-                runtime.engine,
-                where,
-                entries=step.entries,
-                due=due,
-                committed=committed,
-                check=book.check,
-                step_lock=runtime.step_lock,
-                state_lock=runtime.state_lock,
-            )
-        except Exception as error:
-            trouble["settling"] = f"the settling pass failed: {one_line(error)}"
-            runtime.outbox.post(SettlingFailed(step=number, error=one_line(error)))
-            return None, None
-        trouble.pop("settling", None)
-        runtime.outbox.post(
-            SettlingPassed(
-                step=number,
-                streams=tuple(s for s, one in zip(streams, due, strict=True) if one),
-            )
-        )
-
-        def receive(verdict: Tensor) -> None:
-            for stream, frames in zip(streams, verdict.tolist(), strict=True):
-                if frames < 0:
-                    runtime.outbox.post(UpdateRefused(step=number, stream=stream))
-
-        def judge(healthy: Tensor) -> None:
-            for stream, sound in zip(streams, healthy.flatten().tolist(), strict=True):
-                if not sound:
-                    runtime.outbox.post(SettlingRefused(step=number, stream=stream))
-
-        assert settled.phase is not None
-        with runtime.state_lock:
-            runtime.readouts.submit(settled.verdict, receive)
-            if settled.healthy is not None:
-                runtime.readouts.submit(settled.healthy, judge)
-            runtime.beside(
-                "domain memory",
-                lambda: runtime.domains.compare(number, streams, where.rows, due),
-            )
-            book.read(number, streams, where.rows, settled.phase)
-        return output, settled
-
-    def _due(self, where: StepRows) -> list[bool]:
-        """Which rows a settling pass is due for."""
-        due = self._runtime.phases.due(where.rows)
-        if where.held is None:
-            return due
-        return [one and not held for one, held in zip(due, where.held, strict=True)]
 
     def _note_unobserved(self, step: Step | CapturedStep) -> None:
         missing = step.unobserved

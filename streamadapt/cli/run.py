@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _DRAW_SECONDS = 0.5
 _FIRST_CONTACT_SECONDS = 30.0
-MEMORY_SECONDS = 60.0  # from one time that freed memory is given back to the next
+MEMORY_SECONDS = 10.0  # from one time that freed memory is given back to the next
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -59,6 +59,7 @@ LAYERS = (
         "ledger",
         "outbox",
         "parts",
+        "passes",
         "readings",
         "readout",
         "runtime",
