@@ -56,8 +56,8 @@ def give_back_freed_memory(*, every_seconds: float) -> None:
 
     A heap that holds pictures among small things grows to what was ever in use at once, and for
     minutes a little more. Giving pages back takes some milliseconds of `malloc_trim`, in a thread
-    of its own, and a part of them is soon wanted again: every ten seconds that is nothing. Does nothing
-    with other C libraries.
+    of its own, and a part of them is soon wanted again: every ten seconds that is nothing. Does
+    nothing with other C libraries.
 
     Args:
         every_seconds: from one time to the next.
