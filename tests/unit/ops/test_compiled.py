@@ -334,11 +334,11 @@ def normalised(one: Layer, statistics: Moments) -> Tensor:
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("frames", [1, 6])
+@pytest.mark.parametrize(("frames", "edge"), [(1, 10), (6, 10), (1, 350)])  # the last is divided
 def test_frames_far_from_their_row_lean_to_their_own_statistics(
-    frames: int, channels_last: bool
+    frames: int, edge: int, channels_last: bool
 ) -> None:
-    one = layer((frames, 20, 10, 10), channels_last=channels_last)
+    one = layer((frames, 20, edge, edge), channels_last=channels_last)
     rows = torch.tensor([2, 0, 1, 2, 0, 1])[:frames]
     row_mean, row_var, _ = statistics_of_rows(20)
     own = Moments(torch.zeros(()), row_mean[rows].double(), row_var[rows].double())
