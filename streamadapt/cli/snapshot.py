@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -76,6 +77,8 @@ def _list(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(rows, indent=1))
         return 0
+    if not rows:
+        print(f"{args.folder} holds nothing of any stream", file=sys.stderr)
     for row in rows:
         numbers: Any = row["generations"]
         damaged: Any = row["damaged"]
@@ -156,7 +159,15 @@ def _store(folder: Path) -> FileStore:
 
     if not folder.is_dir():
         raise ConfigurationError(f"{folder}: no such folder.")
-    return FileStore(folder)
+    store = FileStore(folder)
+    if store.streams():
+        return store
+    # What `streamadapt run --state-dir` was given: a store for each way that cameras are handled.
+    inside = [one for one in sorted(folder.iterdir()) if one.is_dir() and FileStore(one).streams()]
+    if len(inside) > 1:
+        names = ", ".join(str(one) for one in inside)
+        raise ConfigurationError(f"{folder} holds several stores. Name one of {names}.")
+    return FileStore(inside[0]) if inside else store
 
 
 def _stream(store: FileStore, given: str) -> Stream:

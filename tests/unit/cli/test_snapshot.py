@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -125,3 +126,17 @@ def test_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no such folder" in capsys.readouterr().err
     assert main(["snapshot", "list", str(tmp_path)]) == 0
     assert capsys.readouterr().out == ""
+
+
+def test_the_folder_of_a_run_holds_stores(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state_dir = tmp_path_factory.mktemp("state")
+    assert main(["snapshot", "list", str(state_dir)]) == 0
+    assert "holds nothing" in capsys.readouterr().err
+    shutil.copytree(folder, state_dir / "adapt")
+    assert main(["snapshot", "list", str(state_dir)]) == 0
+    assert '"dock-1"' in capsys.readouterr().out
+    shutil.copytree(folder, state_dir / "night")
+    assert main(["snapshot", "list", str(state_dir)]) == 2
+    assert str(state_dir / "night") in capsys.readouterr().err
