@@ -20,6 +20,7 @@ def load() -> str:
             f"{one['mean_batch']:.1f}",
             *(f"{1000 * one['added_seconds'][key]:.1f}" for key in ("p50", "p99")),
             f"{one['growth_bytes'] / 1e6:.1f}",
+            f"{one['last_half_growth_bytes'] / 1e6:.1f}",
             f"{one['heap_growth_bytes'] / 1e6:.1f}",
         ]
         for name, one in content["results"].items()
@@ -27,14 +28,15 @@ def load() -> str:
     header = ["", "frames answered", "dropped, %", "frames a batch", "added, ms, p50", "p99"]
     given, hardware = content["arguments"], content["hardware"]
     cpu = re.sub(r"\((R|TM)\)|Processor|CPU", "", hardware["cpu"]).strip() or "a CPU"
-    return markdown([*header, "growth, MB", "of it in use"], rows) + (
+    return markdown([*header, "growth, MB", "in the last half", "of what is in use"], rows) + (
         f"\n\n{given['cameras']} videos at {given['rate']} frames a second for "
         f"{given['seconds']:g} seconds, the demo's network on frames of 24×24, a row of "
         "statistics each, the guard on, "
         f"{hardware['cores']} cores of {cpu}, decoding included. In the second run one camera "
         "dies after a fifth of the time and one gives five frames a second. Added is the wait for "
         "a batch and the update; growth is the slope of the process's memory over the run's last "
-        "four fifths, and of what is in use of its heap."
+        "four fifths, over its last half, and of what is in use of its heap over the last four "
+        "fifths."
     )
 
 
