@@ -159,15 +159,14 @@ def _store(folder: Path) -> FileStore:
 
     if not folder.is_dir():
         raise ConfigurationError(f"{folder}: no such folder.")
-    store = FileStore(folder)
-    if store.streams():
-        return store
     # What `streamadapt run --state-dir` was given: a store for each way that cameras are handled.
-    inside = [one for one in sorted(folder.iterdir()) if one.is_dir() and FileStore(one).streams()]
+    inside = [one for one in sorted(folder.iterdir()) if (one / "streams").is_dir()]
+    if not inside or (folder / "streams").is_dir():
+        return FileStore(folder)
     if len(inside) > 1:
         names = ", ".join(str(one) for one in inside)
         raise ConfigurationError(f"{folder} holds several stores. Name one of {names}.")
-    return FileStore(inside[0]) if inside else store
+    return FileStore(inside[0])
 
 
 def _stream(store: FileStore, given: str) -> Stream:

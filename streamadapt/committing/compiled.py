@@ -235,7 +235,8 @@ class CompiledProposals:
         trust = None if trust is None else trust.contiguous()
         weights, elapsed = weights.contiguous(), elapsed.contiguous()
         places, allowed = _places(rows), _allowed(held)
-        self._wanted = torch.empty(2, len(rows), max(one.channels for one in layers)).double()
+        widest = max(one.channels for one in layers)
+        self._wanted = torch.empty(2, len(rows), widest, dtype=torch.float64)
         # Kept alive as long as the call that points to them.
         self._kept = weights, trust, elapsed, places, allowed
         call.weights, call.elapsed = weights.data_ptr(), elapsed.data_ptr()
@@ -245,7 +246,6 @@ class CompiledProposals:
         call.tallies = bank.tallies.data_ptr()
         call.wanted_mean, call.wanted_var = (one.data_ptr() for one in self._wanted)
         call.batch, call.row_count = weights.shape[1], len(rows)
-        self.frames = weights.shape[1]
 
     def moments(self, index: int, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor] | None:
         """Mean and variance `[rows, channels]` float64 from those of a layer's frames.

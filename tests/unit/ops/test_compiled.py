@@ -278,7 +278,7 @@ def test_a_child_has_threads_of_its_own(channels_last: bool) -> None:
 
 
 def corrected(
-    one: Layer, rows: Tensor, foreign: Tensor, *, measures: bool, usual: float = 2.0
+    one: Layer, rows: Tensor, foreign: Tensor, *, measures: bool, begins: bool = False
 ) -> tuple[Tensor, Tensor, int]:
     """What a layer with three rows makes of its input, their distances, and how many are far."""
     frames, channels = one.x.shape[:2]
@@ -302,7 +302,8 @@ def corrected(
         foreign=foreign.data_ptr(),
         source_mean=source[0].data_ptr(),
         source_var=source[1].data_ptr(),
-        usual=usual,
+        usual=2.0,
+        begins=int(begins),
         eps=EPS,
         frames=frames,
         channels=channels,
@@ -390,6 +391,8 @@ def test_a_frame_that_was_foreign_stays_so_until_the_model_begins_anew() -> None
     _, _, far = corrected(one, rows, foreign, measures=True)
     assert far == 0
     assert foreign.tolist() == [0.4, 0.0]
+    corrected(one, rows, foreign, measures=True, begins=True)
+    assert foreign.tolist() == [0.0, 0.0]
 
 
 def test_nothing_to_do_is_done() -> None:
